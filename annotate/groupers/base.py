@@ -33,11 +33,12 @@ class GrouperOptions:
 
 
 class Grouper(ABC):
-    """Scores the tokens of documents. Instances are built in every worker, once, from their parameters.
+    """Scores the tokens of documents.
 
     The life of a grouper in a run: `from_options` once in the driver (loads no model; checks that files are there);
-    `from_parameters` in each worker; with `needs_fit`, `count` on every shard, `merge` and `fit` in the driver, `save`;
-    then `load` and `score` in the workers; at the end `report` in the driver.
+    the instance is pickled to each worker; with `needs_fit`, `count` on every shard in the workers, the sums to `fit`
+    and `save` in the driver; then `load` (with needs_fit) and `score` in the workers, where a model is loaded by the
+    first `score`, once; at the end `report` in the driver.
     """
 
     name: ClassVar[str]
@@ -53,8 +54,11 @@ class Grouper(ABC):
 
     @classmethod
     @abstractmethod
-    def from_parameters(cls, parameters: Mapping[str, Any]) -> "Grouper":
-        """Rebuild the grouper that has these `parameters` (they come from a manifest, as JSON values)."""
+    def from_parameters(cls, parameters: Mapping[str, Any], options: GrouperOptions) -> "Grouper":
+        """Rebuild the grouper that has these `parameters` (from a manifest, as JSON values).
+
+        From `options` only what does not change scores is taken, such as the device and `batch_tokens`.
+        """
 
     @property
     @abstractmethod

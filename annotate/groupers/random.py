@@ -28,7 +28,7 @@ class Random(Grouper):
         return cls(0 if options.seed is None else options.seed)
 
     @classmethod
-    def from_parameters(cls, parameters: Mapping[str, Any]) -> "Random":
+    def from_parameters(cls, parameters: Mapping[str, Any], options: GrouperOptions) -> "Random":
         return cls(parameters["seed"])
 
     @property
