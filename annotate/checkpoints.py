@@ -153,7 +153,7 @@ def load_tokenizer(name: str, flag: str, revision: str | None = None) -> Any:
     if is_local(name, flag) and not tokenizer_files(Path(name)):
         raise UserError(
             f"{flag} {name}: the directory holds no tokenizer files (such as tokenizer.json). Save the tokenizer "
-            "that the model was trained with beside it: AutoTokenizer.from_pretrained(<model>).save_pretrained(<directory>)."
+            "that it was trained with there: AutoTokenizer.from_pretrained(<model>).save_pretrained(<directory>)."
         )
     with hub_errors(flag, name):
         return AutoTokenizer.from_pretrained(name, revision=hub_revision(revision), trust_remote_code=False)
