@@ -71,6 +71,9 @@ class ShardInfo:
     supervised_tokens: int
     bytes: int
     sha256: str
+    source_rows: int = 0  # records of the source that this shard stands for, rejects included
+    truncated: int = 0  # documents cut at max_length
+    counters: dict[str, dict[str, float]] = field(default_factory=dict)  # by grouper: what its report is made of
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ on, byte-identical for equal tables; and, for the trainer, the rows of a complet
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -40,12 +41,17 @@ def column_kinds(schema: pa.Schema) -> dict[str, Kind]:
     return {f.name: f.metadata[KIND_KEY].decode() for f in schema if f.metadata and KIND_KEY in f.metadata}
 
 
-def write_shard(path: Path, table: pa.Table, supervised_tokens: int) -> ShardInfo:
+def write_shard(path: Path, table: pa.Table, supervised_tokens: int, **facts: Any) -> ShardInfo:
     """Write one shard under a temporary name, rename it, and return its entry for the manifest.
 
     The bytes depend on the table alone (and on the pyarrow version): one row group, zstd, no time stamps.
+
+    Args:
+        path: where the shard goes.
+        table: rows with the schema `shard_schema` gives.
+        supervised_tokens: their number in the table.
+        facts: further fields of `ShardInfo`.
     """
-    tokens = count_tokens(table)
     with atomic_path(path) as temporary:
         pq.write_table(
             table,
@@ -57,12 +63,8 @@ def write_shard(path: Path, table: pa.Table, supervised_tokens: int) -> ShardInf
             write_statistics=["source_row"],
         )
         digest, size = sha256_file(temporary), temporary.stat().st_size
-    return ShardInfo(path.name, table.num_rows, tokens, supervised_tokens, size, digest)
-
-
-def count_tokens(table: pa.Table) -> int:
-    """Return the number of tokens of a table."""
-    return sum(len(chunk.flatten()) for chunk in table["input_ids"].chunks)
+    tokens = sum(len(chunk.flatten()) for chunk in table["input_ids"].chunks)
+    return ShardInfo(path.name, table.num_rows, tokens, supervised_tokens, size, digest, **facts)
 
 
 def check_shard(directory: Path, shard: ShardInfo) -> str | None:

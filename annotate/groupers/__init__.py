@@ -9,6 +9,7 @@ REGISTRY = {
     "tfidf": "annotate.groupers.tfidf:Tfidf",
     "frequency": "annotate.groupers.frequency:Frequency",
     "random": "annotate.groupers.random:Random",
+    "rho1": "annotate.groupers.rho1:Rho1",
 }
 
 

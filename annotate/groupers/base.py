@@ -89,8 +89,12 @@ class Grouper(ABC):
         raise NotImplementedError
 
     def save(self, state: Path) -> None:
-        """Write what was fitted into the directory `state`."""
+        """Write what was fitted to `state / "<name>.parquet"`, atomically: the file's presence means fitted."""
         raise NotImplementedError
+
+    def is_fitted(self, state: Path) -> bool:
+        """Tell whether `state` holds what `save` wrote."""
+        return (state / f"{self.name}.parquet").is_file()
 
     def load(self, state: Path) -> None:
         """Read what `save` wrote."""

@@ -1,0 +1,179 @@
+"""Per-token cross-entropy under a frozen causal language model, without ever holding its full logits.
+
+What enters: documents as flat token ids with offsets. What leaves: float32 nats per token, which
+`annotate.groupers.rho1` writes as reference losses. Documents are padded on the right in batches of similar length;
+causal attention never looks right, so neither the padding nor a neighbour can change a value, in any architecture.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from annotate.checkpoints import load_model
+from common.errors import UserError
+
+# Float32 logits that exist at one time, as [tokens of a chunk, vocabulary]: 32 MiB on a CPU, which stays near its
+# caches; 512 MiB on a GPU, which wants larger products.
+LOGITS_PER_CHUNK = {"cpu": 2**23, "cuda": 2**27}
+BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}  # default budgets: rows · longest document of a batch
+
+
+def plan_batches(lengths: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
+    """Return index arrays (int64) that cover every document once: longest first, rows · longest at most `batch_tokens`.
+
+    A document longer than the budget is a batch of its own. Longest first, so that a budget which is too large for the
+    device fails at once, not hours later.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    batches, start = [], 0
+    while start < len(order):
+        rows = max(1, batch_tokens // max(1, int(lengths[order[start]])))
+        batches.append(order[start : start + rows])
+        start += rows
+    return batches
+
+
+class ReferenceModel:
+    """A frozen causal language model that says how unexpected each token is."""
+
+    def __init__(self, name: str, flag: str, revision: str | None, dtype: str, device: str):
+        """Load the checkpoint and check that this module computes what the model itself would.
+
+        Raises:
+            UserError: the checkpoint does not load, is not a causal language model, or post-processes its logits in a
+                way that is not known here.
+        """
+        from transformers import AutoModelForCausalLM
+
+        self.where = f"{flag} {name}"
+        self.model = load_model(AutoModelForCausalLM, name, flag, revision, dtype, device)
+        self.device_kind = device.split(":")[0]
+        config = self.model.config.get_text_config()
+        self.head = self.model.get_output_embeddings()
+        if config.is_encoder_decoder or self.head is None:
+            raise UserError(f"{self.where}: expected a causal language model, found {type(self.model).__name__}.")
+        self.vocab_size = int(self.head.weight.shape[0])
+        # Tokens of the longest document that the model has positions for; None for models without such a limit.
+        self.max_tokens: int | None = getattr(config, "max_position_embeddings", None)
+        self._scale = _logit_scale(config)
+        self._softcap: float | None = getattr(config, "final_logit_softcapping", None)
+        self._check_against_forward()
+
+    def losses(
+        self, input_ids: np.ndarray, offsets: np.ndarray, documents: np.ndarray, batch_tokens: int
+    ) -> np.ndarray:
+        """Return each token's cross-entropy given its prefix within its document: −log p(w_j | w_1 … w_{j−1}).
+
+        Equals, for each document alone and after a leading 0,
+        `F.cross_entropy(model(ids).logits[0, :-1].float(), ids[0, 1:], reduction="none")`.
+
+        Args:
+            input_ids: int32 [num_tokens], flat.
+            offsets: int64 [num_documents + 1].
+            documents: int64 [any]: the documents to score; tokens of the others stay 0.
+            batch_tokens: budget of a batch, padding included.
+
+        Returns:
+            float32 [num_tokens], nats; 0 for the first token of a document, which has no prefix. Not finite where the
+            model's output is not.
+        """
+        import torch
+
+        result = np.zeros(len(input_ids), dtype=np.float32)
+        # The last token of a document predicts nothing that is asked for, so it is not fed.
+        lengths = np.diff(offsets)[documents] - 1
+        documents, lengths = documents[lengths > 0], lengths[lengths > 0]
+        for chosen in plan_batches(lengths, batch_tokens):
+            width = int(lengths[chosen].max())
+            columns = np.arange(width)
+            real = columns < lengths[chosen, None]  # bool [rows, width]
+            # Padding repeats the document's own last input: attention gives padding the weight 0, but 0 · NaN is NaN,
+            # so another token there could spoil a document that is sound.
+            places = offsets[documents[chosen], None] + np.minimum(columns, lengths[chosen, None] - 1)
+            predicted = places[real] + 1
+            try:
+                values = self._batch_losses(input_ids[places], np.flatnonzero(real), input_ids[predicted])
+            except torch.OutOfMemoryError as error:
+                raise UserError(
+                    f"{self.where}: a batch of {places.size} tokens does not fit into the device's memory. "
+                    f"Lower --batch-tokens (now {batch_tokens}), or use --dtype bfloat16."
+                ) from error
+            result[predicted] = values
+        return result
+
+    def _batch_losses(self, ids: np.ndarray, real: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """Return float32 [num_real] for ids [rows, width], flat places [num_real] of real tokens, and their targets."""
+        import torch
+
+        device = self.model.device
+        with torch.inference_mode():
+            hidden = self._hidden(torch.from_numpy(ids.astype(np.int64)).to(device))
+            hidden = hidden.flatten(0, 1)[torch.from_numpy(real).to(device)]
+            wanted = torch.from_numpy(targets.astype(np.int64)).to(device)
+            rows = max(1, LOGITS_PER_CHUNK[self.device_kind] // self.vocab_size)
+            losses = torch.empty(len(wanted), dtype=torch.float32, device=device)
+            for start in range(0, len(wanted), rows):
+                chunk = slice(start, start + rows)
+                logits = self._logits(hidden[chunk])
+                chosen = logits.gather(1, wanted[chunk, None]).squeeze(1)
+                losses[chunk] = torch.logsumexp(logits, dim=1) - chosen
+            return losses.cpu().numpy()
+
+    def _hidden(self, ids: Any) -> Any:
+        """Return the last hidden states [rows, width, hidden size] of ids [rows, width]."""
+        # No attention mask: with padding on the right alone it would change nothing, and without it attention takes
+        # its fast causal path.
+        return self.model.base_model(input_ids=ids, use_cache=False)[0]
+
+    def _logits(self, hidden: Any) -> Any:
+        """Return the logits, float32 [tokens, vocabulary], of hidden states [tokens, hidden size]."""
+        import torch
+
+        logits = self.head(hidden).float()
+        if self._scale != 1.0:
+            logits = logits * self._scale
+        if self._softcap is not None:
+            logits = torch.tanh(logits / self._softcap) * self._softcap
+        return logits
+
+    def _check_against_forward(self) -> None:
+        """Compare the logits with the model's own on a few random tokens, and look for a view of the future."""
+        import torch
+
+        low = self.head.weight.dtype != torch.float32
+        generator = torch.Generator().manual_seed(0)
+        ids = torch.randint(0, self.vocab_size, (2, 16), generator=generator)
+        ids[1, :8] = ids[0, :8]  # one beginning, two continuations
+        ids = ids.to(self.model.device)
+        with torch.inference_mode():
+            hidden = self._hidden(ids)
+            expected = self.model(input_ids=ids, use_cache=False).logits.float()
+            found = self._logits(hidden.flatten(0, 1)).view(*ids.shape, -1)
+        if found.shape != expected.shape or not _close(found, expected, 2e-2 if low else 1e-4):
+            raise UserError(
+                f"{self.where}: {type(self.model).__name__} turns its hidden states into logits in a way that is not "
+                "known here (known: a linear head, then a scale and a soft cap), so its losses would be wrong. "
+                "Use a reference model of another architecture."
+            )
+        if not _close(hidden[0, :8], hidden[1, :8], 1e-2 if low else 1e-5):
+            raise UserError(
+                f"{self.where}: expected a causal language model, but in {type(self.model).__name__} a token's output "
+                "depends on the tokens after it."
+            )
+
+
+def _logit_scale(config: Any) -> float:
+    """Return what the head's output is multiplied by: 1 for most, a setting of Cohere, Falcon-H1 and Granite."""
+    scale = float(getattr(config, "logit_scale", None) or 1.0) * float(
+        getattr(config, "lm_head_multiplier", None) or 1.0
+    )
+    return scale / float(getattr(config, "logits_scaling", None) or 1.0)
+
+
+def _close(found: Any, expected: Any, tolerance: float) -> bool:
+    """Return whether two tensors differ by at most `tolerance` of the largest finite value; NaN equals NaN."""
+    import torch
+
+    finite = expected[torch.isfinite(expected)]
+    largest = float(finite.abs().max()) if finite.numel() else 1.0
+    return torch.allclose(found, expected, rtol=0.0, atol=tolerance * largest, equal_nan=True)
