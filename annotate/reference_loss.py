@@ -149,25 +149,26 @@ class ReferenceModel:
             hidden = self._hidden(ids)
             expected = self.model(input_ids=ids, use_cache=False).logits.float()
             found = self._logits(hidden.flatten(0, 1)).view(*ids.shape, -1)
+        if not _close(hidden[0, :8], hidden[1, :8], 1e-2 if low else 1e-5):
+            raise UserError(
+                f"{self.where}: expected a causal language model, but in {type(self.model).__name__} a token's output "
+                "depends on the tokens after it."
+            )
         if found.shape != expected.shape or not _close(found, expected, 2e-2 if low else 1e-4):
             raise UserError(
                 f"{self.where}: {type(self.model).__name__} turns its hidden states into logits in a way that is not "
                 "known here (known: a linear head, then a scale and a soft cap), so its losses would be wrong. "
                 "Use a reference model of another architecture."
             )
-        if not _close(hidden[0, :8], hidden[1, :8], 1e-2 if low else 1e-5):
-            raise UserError(
-                f"{self.where}: expected a causal language model, but in {type(self.model).__name__} a token's output "
-                "depends on the tokens after it."
-            )
 
 
 def _logit_scale(config: Any) -> float:
     """Return what the head's output is multiplied by: 1 for most, a setting of Cohere, Falcon-H1 and Granite."""
-    scale = float(getattr(config, "logit_scale", None) or 1.0) * float(
-        getattr(config, "lm_head_multiplier", None) or 1.0
-    )
-    return scale / float(getattr(config, "logits_scaling", None) or 1.0)
+
+    def setting(name: str) -> float:
+        return float(getattr(config, name, None) or 1.0)
+
+    return setting("logit_scale") * setting("lm_head_multiplier") / setting("logits_scaling")
 
 
 def _close(found: Any, expected: Any, tolerance: float) -> bool:
