@@ -97,7 +97,8 @@ def align(
     token = np.repeat(np.arange(len(starts)), num_pairs)
     word = np.arange(len(token)) - np.repeat(np.cumsum(num_pairs) - num_pairs - first, num_pairs)
     overlap = np.minimum(word_ends[word], ends[token]) - np.maximum(word_starts[word], starts[token])
-    overlap = np.maximum(overlap, 0)  # a nested word inside the run may miss the token
+    meet = overlap > 0  # a word nested in another one of the run may miss the token
+    token, word, overlap = token[meet], word[meet], overlap[meet]
 
     weight = np.bincount(token, weights=overlap, minlength=len(starts))
     total = np.bincount(token, weights=overlap * values[word], minlength=len(starts))

@@ -33,8 +33,8 @@ def run(
     data: Annotated[
         str,
         typer.Option(
-            help="`sample` (shipped), `alpaca` or `lima` (a file in $SFT_GO_DATA_HOME, else the hub), a .json, .jsonl, .csv "
-            "or .parquet file, a directory of Parquet files, or a hub id.",
+            help="`sample` (shipped), `alpaca` or `lima` (a file in $SFT_GO_DATA_HOME, else the hub), a .json, .jsonl, "
+            ".csv or .parquet file, a directory of Parquet files, or a hub id.",
             rich_help_panel=SOURCE,
         ),
     ] = "sample",
@@ -44,8 +44,8 @@ def run(
     format: Annotated[
         OptionalStr,
         typer.Option(
-            help="Record format: alpaca, prompt_completion, messages, sharegpt, lima or text. Default: detected from the "
-            "columns.",
+            help="Record format: alpaca, prompt_completion, messages, sharegpt, lima or text. Default: detected from "
+            "the columns.",
             rich_help_panel=SOURCE,
         ),
     ] = None,
@@ -75,8 +75,8 @@ def run(
     grouper: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option(
-            help="How to score: tfidf, frequency, random, llmlingua2 or rho1. Give it several times for several columns; "
-            "given later with the same --out it adds a column. Default: tfidf.",
+            help="How to score: tfidf, frequency, random, llmlingua2 or rho1. Give it several times for several "
+            "columns; given later with the same --out it adds a column. Default: tfidf.",
             rich_help_panel=SCORES,
         ),
     ] = None,
@@ -93,7 +93,7 @@ def run(
         bool,
         typer.Option(
             "--package-parity",
-            help="Score exactly as the llmlingua 0.2.2 package does, its foreign special tokens included (`llmlingua2`).",
+            help="Score exactly as the llmlingua 0.2.2 package does, foreign special tokens included (`llmlingua2`).",
             rich_help_panel=SCORES,
         ),
     ] = False,
@@ -162,7 +162,7 @@ def run(
     from annotate.pipeline import run as run_pipeline
     from annotate.summaries import print_summary
 
-    console = Console(stderr=True)
+    console = Console(stderr=True, soft_wrap=True)
     options = GrouperOptions(
         seed=seed,
         compressor_model=compressor_model,
@@ -191,14 +191,17 @@ def run(
         gpus_per_worker=gpus_per_worker,
         options=options,
     )
-    print_summary(run_pipeline(settings, console), Console())
+    print_summary(run_pipeline(settings, console))
 
 
 @app.command()
 def verify(
     shards: Annotated[Path, typer.Argument(help="A shard directory.")],
 ) -> None:
-    """Check shards against the manifest: sizes, checksums, schema, counts, finite scores. Exit code 1 names what is wrong."""
+    """Check shards against the manifest: sizes, checksums, schema, counts, finite scores.
+
+    Exit code 0: the directory is whole. Exit code 1: the error names every shard that is wrong, and how.
+    """
     from annotate.verification import verify_shards
 
     manifest = verify_shards(shards)
@@ -212,7 +215,7 @@ def verify(
 def main() -> None:
     """Run the command; print a user's error without a traceback."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     try:
         app()
     except UserError as error:

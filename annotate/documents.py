@@ -170,8 +170,8 @@ def detect_format(records: list[Any], location: str) -> str:
         return "text"
     found = ", ".join(sorted(map(str, columns))) or "no columns"
     raise UserError(
-        f"{location}: expected records with instruction/input/output, prompt/completion, messages, conversations or text; "
-        f"found {found}. Rename the columns, or name the format with --format ({', '.join(FORMATS)})."
+        f"{location}: expected records with instruction/input/output, prompt/completion, messages, conversations or "
+        f"text; found {found}. Rename the columns, or name the format with --format ({', '.join(FORMATS)})."
     )
 
 
@@ -179,8 +179,8 @@ def to_conversation(record: Any, format_name: str) -> Conversation:
     """Turn a record into a conversation that ends with a response.
 
     Raises:
-        DocumentError: the record is no object, lacks a field, has a wrong type, an unknown role, no response or an empty
-            one, or text that is not valid Unicode.
+        DocumentError: the record is no object, lacks a field, has a wrong type, an unknown role, no response or an
+            empty one, or text that is not valid Unicode.
     """
     if not isinstance(record, Mapping):
         raise DocumentError("not_an_object", f"a record must be an object, found {type(record).__name__}.")

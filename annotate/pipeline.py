@@ -7,7 +7,8 @@ What enters: `Settings`. What leaves: a complete shard directory, and a `Summary
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from annotate.templates import default_template, make_template
 from annotate.tokens import TargetTokenizer, check_max_length
 from annotate.workspace import GrouperPlan, ShardRecord, Workspace, content_identity
 from common.errors import UserError, raise_together
-from common.manifest import Counts, GrouperInfo, Manifest, SourceInfo, TokenizerInfo
+from common.manifest import REJECTS_NAME, Counts, GrouperInfo, Manifest, SourceInfo, TokenizerInfo, load_manifest
 
 DEFAULT_TOKENIZER = "meta-llama/Llama-3.2-3B"  # the paper's
 RECORDS_TO_DETECT = 64
@@ -149,8 +150,6 @@ def run(settings: Settings, console: Console) -> Summary:
         for note in workspace.notes:
             console.print(note, highlight=False)
         if not has_work:
-            from common.manifest import load_manifest
-
             seconds = time.monotonic() - started
             return Summary(load_manifest(settings.out), settings.out, True, 0, 0, seconds, engine.description)
         groupers = {
@@ -176,10 +175,11 @@ def run(settings: Settings, console: Console) -> Summary:
         manifest = _manifest(settings, info, template, tokenizer_info, groupers, records)
         workspace.write_rejects([reject for record in records for reject in record.rejects])
         if manifest.counts.documents == 0:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in manifest.counts.rejects.items())
+            rejects = manifest.counts.rejects
+            reasons = ", ".join(f"{count} {reason}" for reason, count in rejects.items())
             raise UserError(
-                f"--data {settings.data}: all {sum(manifest.counts.rejects.values())} records were rejected ({reasons}); "
-                f"{settings.out / 'rejects.jsonl'} says why, row by row. Is --format {format_name} right?"
+                f"--data {settings.data}: all {sum(rejects.values())} records were rejected ({reasons}); "
+                f"{settings.out / REJECTS_NAME} says why, row by row. Is --format {format_name} right?"
             )
         workspace.complete(manifest)
     seconds = time.monotonic() - started
@@ -196,8 +196,6 @@ def _format(settings: Settings, source: Source) -> str:
 
 def _options(settings: Settings, tokenizer: str, fingerprint: str, engine: Engine) -> GrouperOptions:
     """Complete the groupers' options with what only the run knows."""
-    from dataclasses import replace
-
     uses_model = any(grouper_class(name).uses_model for name in settings.groupers)
     device = settings.options.device or (engine.device if uses_model else None)
     return replace(
@@ -245,8 +243,9 @@ class _Job:
                 # A fit needs the whole corpus; and on CPUs both stages want the same cores.
                 tokenized = iter(sorted(tokenized, key=lambda shard: shard.index))
                 for grouper in tokenize.fits:
-                    grouper.fit(self.counts[grouper.name])
-                    grouper.save(self.workspace.state)
+                    fitted = copy(grouper)  # workers get the unfitted one and load the state
+                    fitted.fit(self.counts.pop(grouper.name))
+                    fitted.save(self.workspace.state)
             pending = (shard for shard in tokenized if shard.index not in done)
             progress.start("score")
             for record in self.engine.map(score, pending, uses_model=uses_model):
@@ -257,7 +256,7 @@ class _Job:
                     "score", record.shard.source_rows, record.shard.rows, record.shard.tokens, 0, self._total()
                 )
         records = [done[index] for index in sorted(done)]
-        assert list(done) and sorted(done) == list(range(len(done))), "a shard is missing"
+        assert sorted(done) == list(range(len(done))), "a shard is missing"
         return records
 
     def _done(self) -> dict[int, ShardRecord]:

@@ -116,7 +116,9 @@ class ReferenceModel:
                 chunk = slice(start, start + rows)
                 logits = self._logits(hidden[chunk])
                 chosen = logits.gather(1, wanted[chunk, None]).squeeze(1)
-                losses[chunk] = torch.logsumexp(logits, dim=1) - chosen
+                largest = logits.amax(dim=1)
+                # log-sum-exp in place: torch.logsumexp would hold a second array of the chunk's size.
+                losses[chunk] = logits.sub_(largest[:, None]).exp_().sum(dim=1).log_().add_(largest).sub_(chosen)
             return losses.cpu().numpy()
 
     def _hidden(self, ids: Any) -> Any:
@@ -127,13 +129,11 @@ class ReferenceModel:
 
     def _logits(self, hidden: Any) -> Any:
         """Return the logits, float32 [tokens, vocabulary], of hidden states [tokens, hidden size]."""
-        import torch
-
-        logits = self.head(hidden).float()
+        logits = self.head(hidden).float()  # the caller's own, to be changed in place
         if self._scale != 1.0:
-            logits = logits * self._scale
+            logits.mul_(self._scale)
         if self._softcap is not None:
-            logits = torch.tanh(logits / self._softcap) * self._softcap
+            logits.div_(self._softcap).tanh_().mul_(self._softcap)
         return logits
 
     def _check_against_forward(self) -> None:

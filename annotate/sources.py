@@ -92,8 +92,8 @@ def canonical_json(value: Any) -> bytes:
 def find_source(data: str, revision: str | None = None) -> Source:
     """Find the source that `--data` names.
 
-    In this order: `sample`; `alpaca` and `lima` (a file in $SFT_GO_DATA_HOME first, else the hub); a file or a directory
-    of Parquet files; a hub id.
+    In this order: `sample`; `alpaca` and `lima` (a file in $SFT_GO_DATA_HOME first, else the hub); a file or a
+    directory of Parquet files; a hub id.
 
     Raises:
         UserError: nothing of this name is there, or the hub cannot give it.
@@ -150,10 +150,10 @@ def _hub_source(name: str, hub_id: str, arguments: dict[str, Any], revision: str
     except Exception as error:  # whatever the hub or the network says, the user can do the same few things
         raise UserError(
             f"--data {name}: the dataset {hub_id} (split train) could not be loaded from the Hugging Face hub: "
-            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''} "
+            f"{type(error).__name__}: {(str(error) or '-').splitlines()[0]}. "
             "If an account is needed, accept the dataset's terms on its page and run `hf auth login`. "
-            f"Without the hub, pass a local file (--data path/to/file.json), or put {name.split('/')[-1]}.json, .jsonl or "
-            f".parquet into a directory and set {DATA_HOME} to it (for alpaca and lima)."
+            f"Without the hub, pass a local file (--data path/to/file.json); or, for alpaca and lima, put <name>.json, "
+            f".jsonl or .parquet into a directory and set {DATA_HOME} to it."
         ) from error
     return Source(name, hub_id, revision or _resolved_revision(dataset), dataset=dataset)
 

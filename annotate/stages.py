@@ -208,7 +208,8 @@ class Score:
         kept = ~np.isin(batch.document_index, list(rejected))
         for name in kinds:
             values = columns[name]
-            assert values.shape == (batch.num_tokens,) and values.dtype == np.float32, f"{name}: {values.dtype}"
+            assert values.shape == (batch.num_tokens,), f"{name}: {values.shape}"
+            assert values.dtype == np.float32, f"{name}: {values.dtype}"
             assert np.isfinite(values[kept]).all(), f"{name}: a score is not finite"
 
 
@@ -233,9 +234,12 @@ def write_tokens(path: Path, batch: TokenBatch) -> None:
         offsets = pa.array(batch.offsets.astype(np.int32))
         for name, values in (("start", batch.spans[:, 0]), ("end", batch.spans[:, 1])):
             table = table.append_column(name, pa.ListArray.from_arrays(offsets, pa.array(values.copy(), pa.int32())))
-    with atomic_path(path) as temporary, pa.OSFile(str(temporary), "wb") as sink:
-        with pa.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table)
+    with (
+        atomic_path(path) as temporary,
+        pa.OSFile(str(temporary), "wb") as sink,
+        pa.ipc.new_file(sink, table.schema) as writer,
+    ):
+        writer.write_table(table)
 
 
 def read_tokens(path: Path) -> TokenBatch:

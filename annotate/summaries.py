@@ -1,5 +1,7 @@
 """What a run tells the user at its end: counts, rejects by reason, speed, where the shards are, what to type next."""
 
+from pathlib import Path
+
 from rich.console import Console
 from rich.table import Table
 
@@ -7,8 +9,9 @@ from annotate.pipeline import Summary
 from common.manifest import REJECTS_NAME
 
 
-def print_summary(summary: Summary, console: Console) -> None:
-    """Print the summary of a run."""
+def print_summary(summary: Summary) -> None:
+    """Print the summary of a run to stdout: a table as wide as it needs to be, so that pipes get whole lines."""
+    console = Console(soft_wrap=True, highlight=False)
     manifest, counts = summary.manifest, summary.manifest.counts
     table = Table(show_header=False, box=None, pad_edge=False, highlight=False)
     table.add_column(style="bold", no_wrap=True)
@@ -37,12 +40,12 @@ def print_summary(summary: Summary, console: Console) -> None:
     console.print(table)
     column = next(iter(manifest.columns))
     objective = "rho1" if manifest.columns[column] == "reference_loss" else "go"
-    model = "tiny" if manifest.source.name == "sample" else manifest.tokenizer.name
+    tokenizer = Path(manifest.tokenizer.name)
+    has_model = (tokenizer / "config.json").is_file() or not tokenizer.exists()
+    model = manifest.tokenizer.name if has_model else "tiny"
     named = f" --grouper {column}" if len(manifest.columns) > 1 else ""
     console.print(
         f"\nNext: train run --shards {summary.out}{named} --objective {objective} --eta 0.7 --model {model}",
-        highlight=False,
-        soft_wrap=True,
     )
 
 

@@ -112,8 +112,8 @@ class ChatTemplate:
     """The tokenizer's own chat template.
 
     The assistant's part is known exactly in one of two ways. Where the template holds `{% generation %}` markers, they
-    say it. Otherwise the conversation is rendered up to each response with the generation prompt, and up to and with the
-    response: the difference is the assistant's part when the one starts with the other and both with the final text
+    say it. Otherwise the conversation is rendered up to each response with the generation prompt, and up to and with
+    the response: the difference is the assistant's part when the one starts with the other and both with the final text
     agree; when they do not, the record or the template is refused rather than guessed.
 
     Of the assistant's part, everything through the first special token after the response (the end-of-turn token) is

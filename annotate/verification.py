@@ -62,7 +62,8 @@ def _check_content(directory: Path, shard: ShardInfo, schema: pa.Schema) -> str 
         if pa.types.is_floating(column.type.value_type) and not np.isfinite(column.flatten().to_numpy()).all():
             return f"{path}: column {name} holds a score that is not finite."
     supervised = int(np.count_nonzero(table["supervised"].combine_chunks().flatten().to_numpy(zero_copy_only=False)))
-    counts = (table.num_rows, int(lengths.sum()), supervised)
-    if counts != (shard.rows, shard.tokens, shard.supervised_tokens):
-        return f"{path}: expected {(shard.rows, shard.tokens, shard.supervised_tokens)} rows, tokens and supervised; found {counts}."
+    expected = (shard.rows, shard.tokens, shard.supervised_tokens)
+    found_counts = (table.num_rows, int(lengths.sum()), supervised)
+    if found_counts != expected:
+        return f"{path}: expected {expected} rows, tokens and supervised tokens; found {found_counts}."
     return None

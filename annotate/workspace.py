@@ -116,8 +116,8 @@ class Workspace:
             foreign = [path.name for path in self.out.iterdir() if path.name != WORK_NAME]
             if foreign:
                 raise UserError(
-                    f"--out {self.out}: expected a new, empty or unfinished shard directory, found {foreign[0]!r} and no "
-                    "manifest. Give another directory."
+                    f"--out {self.out}: expected a new, empty or unfinished shard directory, found {foreign[0]!r} and "
+                    "no manifest. Give another directory."
                 )
             self.groupers = requested
             self._save_plan(settings)
@@ -178,8 +178,9 @@ class Workspace:
         for grouper in requested:
             before = by_name.setdefault(grouper.name, grouper)
             if before != grouper:
+                changed = _differences(before.parameters, grouper.parameters) or "other columns"
                 raise UserError(
-                    f"--out {self.out} holds {grouper.name} with {_differences(before.parameters, grouper.parameters)}. "
+                    f"--out {self.out} holds {grouper.name} with other settings: {changed}. "
                     "Give the same settings, or another directory."
                 )
         return list(by_name.values())

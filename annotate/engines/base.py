@@ -30,7 +30,7 @@ class Engine(ABC):
         `items` is read lazily, only a few ahead of the workers. A worker's `UserError` is raised here as it was.
         """
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 (most engines hold nothing)
         """Release what the engine holds."""
 
     def __enter__(self) -> Self:

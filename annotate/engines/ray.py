@@ -137,9 +137,9 @@ class RayEngine(Engine):
             if "UserError" in str(error):
                 raise UserError(str(error).split("UserError:")[-1].strip()) from None
             raise UserError(
-                f"a worker died more than twice over one shard ({str(error).splitlines()[0]}). If it ran out of memory, "
-                "use fewer --workers or smaller --batch-tokens or --rows-per-shard. Finished shards are kept: run the "
-                "same command again to go on."
+                f"a worker died more than twice over one shard ({str(error).splitlines()[0]}). If it ran out of "
+                "memory, use fewer --workers or smaller --batch-tokens or --rows-per-shard. Finished shards are kept: "
+                "run the same command again to go on."
             ) from error
 
     def close(self) -> None:

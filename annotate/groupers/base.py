@@ -67,7 +67,7 @@ class Grouper(ABC):
 
     @property
     def columns(self) -> dict[str, Kind]:
-        """The score columns that `score` returns, with their kinds: by default one importance, named after the grouper."""
+        """The score columns that `score` returns, with their kinds: by default one importance of the grouper's name."""
         return {self.name: "importance"}
 
     @abstractmethod
