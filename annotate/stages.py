@@ -25,7 +25,7 @@ from annotate.workspace import ShardRecord, Workspace
 from common.errors import UserError
 from common.files import atomic_path, read_json, write_json
 from common.manifest import Kind
-from common.shards import check_shard, shard_name, shard_schema, write_shard
+from common.shards import check_shard, list_of, shard_name, shard_schema, write_shard
 
 
 @dataclass(frozen=True)
@@ -215,25 +215,30 @@ class Score:
 
 def to_table(batch: TokenBatch, columns: dict[str, np.ndarray], kinds: dict[str, Kind]) -> pa.Table:
     """Return the Arrow table of a shard; the flat arrays are not copied."""
-    offsets = pa.array(batch.offsets.astype(np.int32))
     arrays = [
         pa.array(batch.document_ids, pa.string()),
         pa.array(batch.source_rows, pa.int64()),
         pa.array(batch.texts, pa.string()),
-        pa.ListArray.from_arrays(offsets, pa.array(batch.input_ids, pa.int32())),
-        pa.ListArray.from_arrays(offsets, pa.array(batch.supervised)),
-        *(pa.ListArray.from_arrays(offsets, pa.array(columns[name], pa.float32())) for name in kinds),
+        _ragged(batch, batch.input_ids, pa.int32()),
+        _ragged(batch, batch.supervised, pa.bool_()),
+        *(_ragged(batch, columns[name], pa.float32()) for name in kinds),
     ]
     return pa.Table.from_arrays(arrays, schema=shard_schema(kinds))
+
+
+def _ragged(batch: TokenBatch, values: np.ndarray, value_type: pa.DataType) -> pa.ListArray:
+    """Return one list a document."""
+    offsets = pa.array(batch.offsets.astype(np.int32))
+    return pa.ListArray.from_arrays(offsets, pa.array(values, value_type), type=list_of(value_type))
 
 
 def write_tokens(path: Path, batch: TokenBatch) -> None:
     """Write a batch as an uncompressed Arrow file, atomically."""
     table = to_table(batch, {}, {})
     if batch.spans is not None:
-        offsets = pa.array(batch.offsets.astype(np.int32))
-        for name, values in (("start", batch.spans[:, 0]), ("end", batch.spans[:, 1])):
-            table = table.append_column(name, pa.ListArray.from_arrays(offsets, pa.array(values.copy(), pa.int32())))
+        for side, name in enumerate(("start", "end")):
+            column = np.ascontiguousarray(batch.spans[:, side])
+            table = table.append_column(name, _ragged(batch, column, pa.int32()))
     with (
         atomic_path(path) as temporary,
         pa.OSFile(str(temporary), "wb") as sink,

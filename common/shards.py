@@ -15,12 +15,19 @@ from common.errors import UserError, raise_together
 from common.files import atomic_path, sha256_file
 from common.manifest import Kind, Manifest, ShardInfo, load_manifest
 
+
+
+def list_of(value_type: pa.DataType) -> pa.DataType:
+    """Return a list type whose element has the name that Parquet gives it, so that a round trip changes nothing."""
+    return pa.list_(pa.field("element", value_type))
+
+
 BASE_FIELDS = (
     pa.field("document_id", pa.string(), nullable=False),
     pa.field("source_row", pa.int64(), nullable=False),
     pa.field("text", pa.string(), nullable=False),
-    pa.field("input_ids", pa.list_(pa.int32()), nullable=False),
-    pa.field("supervised", pa.list_(pa.bool_()), nullable=False),
+    pa.field("input_ids", list_of(pa.int32()), nullable=False),
+    pa.field("supervised", list_of(pa.bool_()), nullable=False),
 )
 KIND_KEY = b"sft_go.kind"  # Parquet field metadata of a score column: "importance" or "reference_loss"
 
@@ -32,7 +39,7 @@ def shard_name(index: int) -> str:
 
 def shard_schema(columns: dict[str, Kind]) -> pa.Schema:
     """Return the schema of a shard that holds these score columns."""
-    scores = [pa.field(name, pa.list_(pa.float32()), False, {KIND_KEY: kind}) for name, kind in columns.items()]
+    scores = [pa.field(name, list_of(pa.float32()), False, {KIND_KEY: kind}) for name, kind in columns.items()]
     return pa.schema([*BASE_FIELDS, *scores])
 
 
