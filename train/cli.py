@@ -1,0 +1,110 @@
+"""The `train` command: a small dispatcher that pays for torch only when something is trained.
+
+train run --shards <dir> [...]     fine-tune from annotated shards
+"""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from typing import get_args, get_origin
+
+from common.errors import UserError
+from train.settings import ObjectiveSettings, RunSettings
+
+USAGE = """usage: train <command> [flags]
+
+Fine-tune a language model from the shards that `annotate run` makes.
+
+commands:
+  run       train: `train run --shards <dir> --model <id, directory or tiny> --objective go`
+
+`train run --help` lists the flags of this project; `train run --help-all` adds every flag of TRL's SFTConfig and
+ModelConfig, all of which work under their own names, on the command line or in a YAML file given with --config."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0 when all is well, 1 for an error that the user can act on."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        sys.exit(dispatch(words))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted; --resume_from_checkpoint goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+
+
+def dispatch(words: list[str]) -> int:
+    """Run one command and return its exit status."""
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return 0 if words else 1
+    command, rest = words[0], words[1:]
+    if command == "run":
+        return _run(rest)
+    raise UserError(f"unknown command {command!r}; expected: run. `train --help` says more.")
+
+
+def _run(rest: list[str]) -> int:
+    if "-h" in rest or "--help" in rest:
+        print(run_help())
+        return 0
+    import os
+    import warnings
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the data loader's workers fork after the tokenizer
+    # TRL 1.16 sets this flag by default, under the name that transformers deprecates.
+    warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated")
+    from train import config
+
+    if "--help-all" in rest:
+        config.build_parser().print_help()
+        return 0
+    configuration = config.parse(rest)
+    from train.run import run
+
+    run(configuration)
+    return 0
+
+
+def run_help() -> str:
+    """Return the help text of this project's own flags, without importing torch."""
+    lines = ["usage: train run --shards DIR [DIR ...] [flags]", ""]
+    for title, settings in (("what to train on", RunSettings), ("what to minimise", ObjectiveSettings)):
+        lines.append(f"{title}:")
+        for field in dataclasses.fields(settings):
+            lines += _flag(field)
+        lines.append("")
+    lines += [
+        "and every flag of TRL's SFTConfig and ModelConfig under its own name, for example:",
+        "  --output_dir runs/mine --max_steps 30 --learning_rate 1e-5 --num_train_epochs 15",
+        "  --per_device_train_batch_size 8 --gradient_accumulation_steps 8 --packing true --seed 1",
+        "  --config run.yaml          the same names in a YAML file; flags on the command line win",
+        "  --help-all                 every flag with its text",
+    ]
+    return "\n".join(lines)
+
+
+def _flag(field: dataclasses.Field) -> list[str]:
+    kind = field.type
+    choices = "|".join(str(choice) for part in (kind, *get_args(kind)) for choice in _literals(part))
+    default = "" if field.default in (None, dataclasses.MISSING) else f" Default {field.default}."
+    words = f"{field.metadata['help']}{default}".split()
+    lines, line = [f"  --{field.name} {choices}".rstrip()], "      "
+    for word in words:
+        if len(line) + len(word) > 100:
+            lines.append(line.rstrip())
+            line = "      "
+        line += f"{word} "
+    return [*lines, line.rstrip()]
+
+
+def _literals(kind: object) -> tuple:
+    from typing import Literal
+
+    return get_args(kind) if get_origin(kind) is Literal else ()
+
+
+if __name__ == "__main__":
+    main()

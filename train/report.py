@@ -1,0 +1,90 @@
+"""What stays of a run beside its checkpoint: `run.json` and `loss_curves.png`.
+
+What enters: the configuration, the data report, the trainer's log history. What leaves: two files in the output
+directory, and the last lines on the terminal.
+"""
+
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common.files import atomic_path, write_json
+from common.manifest import manifest_hash, product_version
+from common.shards import ShardDirectory
+
+RUN_NAME = "run.json"
+CURVES_NAME = "loss_curves.png"
+LIBRARIES = ("torch", "transformers", "trl", "accelerate", "datasets", "pyarrow", "numpy")
+
+
+def write_run(path: Path, content: dict[str, Any], shards: list[ShardDirectory], device: str) -> None:
+    """Write `run.json`: `content`, the shards' identities, the versions and the machine."""
+    identity = [
+        {
+            "path": str(directory.path),
+            "manifest_sha256": manifest_hash(directory.path),
+            "documents": directory.manifest.counts.documents,
+            "tokenizer": directory.manifest.tokenizer.name,
+            "tokenizer_fingerprint": directory.manifest.tokenizer.fingerprint,
+        }
+        for directory in shards
+    ]
+    versions = {"sft-go": product_version(), "python": platform.python_version()}
+    versions |= {name: version(name) for name in LIBRARIES}
+    write_json(path, {**content, "shards": identity, "versions": versions, "device": device})
+
+
+def final_metrics(history: list[dict[str, float]]) -> dict[str, float]:
+    """Return the last value of every metric of a log history."""
+    last: dict[str, float] = {}
+    for entry in history:
+        last |= entry
+    return last
+
+
+def draw_curves(path: Path, history: list[dict[str, float]], title: str) -> bool:
+    """Draw important against unimportant loss over the steps, as in the paper's figure 2, and mark the worst group.
+
+    Returns:
+        Whether there was anything to draw.
+    """
+    steps = [entry for entry in history if "loss_all" in entry]
+    if not steps:
+        return False
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    lines = (("loss_important", "important", "tab:red"), ("loss_unimportant", "unimportant", "tab:blue"))
+    grouped = [entry for entry in steps if "worst_group" in entry]
+    for name, label, color in lines if grouped else (("loss_all", "all supervised tokens", "black"),):
+        points = [(entry["step"], entry[name]) for entry in steps if name in entry]
+        axes.plot(*zip(*points, strict=True), label=label, color=color, linewidth=1.2)
+        held_out = [(entry["step"], entry[f"eval_{name}"]) for entry in history if f"eval_{name}" in entry]
+        if held_out:
+            axes.plot(*zip(*held_out, strict=True), "o--", color=color, label=f"{label}, held out", markersize=4)
+    for name, label, color in lines if grouped else ():
+        wanted = name == "loss_important"
+        at = [(entry["step"] - 0.5, 1) for entry in grouped if (entry["worst_group"] >= 0.5) == wanted]
+        if at:  # a strip along the bottom: which group was the worst
+            strip = {"transform": axes.get_xaxis_transform(), "alpha": 0.45, "linewidth": 0}
+            axes.broken_barh(at, (0, 0.025), facecolors=color, label=f"worst group: {label}", **strip)
+    axes.set(xlabel="optimizer step", ylabel="mean cross-entropy (nats)", title=title)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=8)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=150, format="png")
+    pyplot.close(figure)
+    return True
+
+
+def device_name() -> str:
+    """Return the machine's accelerator, or its processor."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"

@@ -1,0 +1,230 @@
+"""The trainer: TRL's `SFTTrainer` with an objective that is exact over the whole optimizer step.
+
+What enters: a model, a `GOConfig`, data sets of `data.py`. What leaves: a trained model and, at every logging step, the
+curves of the paper's figures 1 and 2. Every forward pass goes through the base class's own `compute_loss`, so its
+metrics, its fused LM head and its traps are TRL's; for `objective="sft"` its loss is too.
+
+How the maximum over a split step stays exact is told in `step.py`.
+"""
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from trl import SFTTrainer
+
+from common.errors import raise_together
+from train.collate import COUNTS, DOCUMENT, EXTRA_KEYS, NUM_DOCUMENTS, NUM_SELECTED, GroupCollator
+from train.config import GOConfig
+from train.curves import Curves
+from train.data import IMPORTANT, REFERENCE_LOSS
+from train.objectives import OBJECTIVES
+from train.objectives.base import worst_group
+from train.objectives.go import lambda_at
+from train.objectives.rho1 import select_top
+from train.objectives.tokens import Counts, Tokens, sum_losses
+from train.step import GuessRecord, Step, random_state, replayed, wrong_batches
+
+
+class GOTrainer(SFTTrainer):
+    """SFT-GO: supervised fine-tuning with group optimization.
+
+    Args:
+        model: the model, already loaded.
+        args: the configuration.
+        train_dataset: rows of `input_ids`, `supervised` and, with groups, `important` or `reference_loss`.
+        eval_dataset: the same, or None.
+        processing_class: the tokenizer that the rows were made with.
+        peft_config: as in TRL.
+        callbacks: as in TRL.
+        compute_loss_func: as in TRL with objective sft; refused with the others, which it would bypass.
+
+    Raises:
+        UserError: settings that contradict each other or would bypass the objective.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: GOConfig,
+        train_dataset: Any,
+        eval_dataset: Any = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        peft_config: Any = None,
+        callbacks: list[TrainerCallback] | None = None,
+        compute_loss_func: Any = None,
+    ):
+        """Check the settings and set TRL's trainer up."""
+        problems = args.all_problems()
+        if compute_loss_func is not None and args.objective != "sft":
+            problems.append(f"compute_loss_func would bypass objective {args.objective}; pass none.")
+        raise_together(problems)
+        self.objective = OBJECTIVES[args.objective](args)
+        args.dataset_kwargs = {"skip_prepare_dataset": True}  # the rows are tokenized and cut already
+        if args.padding_free and not args.packing:
+            args.max_length = None  # TRL refuses a length that it would not enforce; data.py has enforced it
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            peft_config=peft_config,
+            callbacks=callbacks,
+            compute_loss_func=compute_loss_func,
+        )
+        # TRL refuses a collator of one's own with padding-free batches, so its own is wrapped after the fact.
+        self.data_collator = GroupCollator(self.data_collator, args.eta, args.resolved_select_over)
+        if args.objective != "sft":
+            self.loss_is_scaled_for_ga = True  # group means already take the whole step's counts
+        self.has_groups = bool({IMPORTANT, REFERENCE_LOSS} & set(train_dataset.column_names))
+        self.guesses = GuessRecord()
+        self.curves = Curves(self.objective)
+        self._step: Step | None = None
+
+    @property
+    def _num_ranks(self) -> int:
+        return self.accelerator.num_processes
+
+    def _sum_over_ranks(self, values: Tensor) -> Tensor:
+        return self.accelerator.reduce(values, reduction="sum") if self._num_ranks > 1 else values
+
+    def _set_signature_columns_if_needed(self):
+        super()._set_signature_columns_if_needed()
+        self._signature_columns = list(
+            dict.fromkeys([*self._signature_columns, "supervised", IMPORTANT, REFERENCE_LOSS])
+        )
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """Fetch the micro-batches of one optimizer step and count its tokens before any forward pass."""
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        local = [Counts(*batch[COUNTS]) for batch in batches]
+        total = Counts()
+        for counts in local:
+            total = total.plus(counts)
+        if self._num_ranks > 1:
+            total = Counts(*self._sum_over_ranks(torch.tensor(total, device=device)).tolist())
+        self._step = Step(batches, local, total, self._lambda())
+        return batches, num_items
+
+    def _lambda(self) -> float:
+        args = self.args
+        if args.objective != "go":
+            return 0.0
+        return lambda_at(
+            self.state.global_step, self.state.max_steps, args.resolved_lambda_max, args.resolved_lambda_min
+        )
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Return one micro-batch's share of the step's loss; sums for the curves are kept on the way."""
+        extra = {key: inputs.pop(key, None) for key in EXTRA_KEYS}
+        if not self.model.training:
+            result, outputs = self._forward(model, inputs, return_outputs, num_items_in_batch)
+            sums = sum_losses(self._tokens(outputs, extra), self.objective.needs_document_sums)
+            self.curves.add_evaluation(sums, Counts(*extra[COUNTS]))
+            return result
+        loss = self._step_loss(model, inputs, extra, num_items_in_batch)
+        return (loss, None) if return_outputs else loss
+
+    def _forward(self, model, inputs, return_outputs, num_items) -> tuple[Any, Any]:
+        """Run the base class's `compute_loss` and return what it returns and the model's fused outputs."""
+        seen = []
+
+        def recorded(*args, **kwargs):
+            seen.append(model(*args, **kwargs))
+            return seen[-1]
+
+        result = super().compute_loss(recorded, inputs, return_outputs=return_outputs, num_items_in_batch=num_items)
+        return result, next(outputs for outputs in reversed(seen) if getattr(outputs, "log_probs", None) is not None)
+
+    def _tokens(self, outputs: Any, extra: dict[str, Any]) -> Tokens:
+        """Put losses and groups side by side: position j - 1 of the outputs predicts token j."""
+        loss = -outputs.log_probs.float().flatten()
+        supervised = outputs.label_mask.flatten()
+        document = extra[DOCUMENT][:, 1:].flatten()
+        assert loss.shape == document.shape, "the model must return one prediction for every token but the first"
+        if extra[IMPORTANT] is not None:
+            important = extra[IMPORTANT][:, 1:].flatten()
+        elif extra[REFERENCE_LOSS] is not None:
+            excess = loss.detach() - extra[REFERENCE_LOSS][:, 1:].flatten()
+            over = document if self.args.resolved_select_over == "document" else torch.zeros_like(document)
+            important = select_top(excess, supervised, over, extra[NUM_SELECTED])
+        else:
+            important = torch.zeros_like(supervised)
+        return Tokens(loss, supervised, important, document, extra[NUM_DOCUMENTS])
+
+    def _step_loss(self, model, inputs, extra, num_items) -> Tensor:
+        step, objective = self._step, self.objective
+        decides = objective.needs_worst_group(step.weight)
+        is_last, is_split = step.is_last, decides and step.num_batches > 1
+        if is_split:
+            step.random_states.append(random_state(self.args.device))
+        # Until the truth is known, the last pass must not arm the gradient exchange: others may have to run before it.
+        with self.accelerator.no_sync(model) if is_split and is_last else nullcontext():
+            base_loss, outputs = self._forward(model, inputs, False, num_items)
+        tokens = self._tokens(outputs, extra)
+        step.sums.append(sum_losses(tokens, objective.needs_document_sums))
+        if not decides:
+            if is_last:
+                self.curves.add_step(step.local_sums(), step.counts, step.weight, is_reduced=False)
+            if objective.is_plain_mean(step.weight):
+                return base_loss
+            return self._scaled(objective.loss(tokens, step.counts, step.weight, None), outputs)
+        if not is_last:
+            step.guesses.append(step.guess(self.guesses.gap))
+            return self._scaled(objective.loss(tokens, step.counts, step.weight, step.guesses[-1]), outputs)
+        sums, guessed = step.finish(self._sum_over_ranks)
+        worst = worst_group(sums, step.counts)
+        self.curves.add_step(sums, step.counts, step.weight, is_reduced=True)
+        if is_split:
+            wrong = wrong_batches(guessed, int(worst), self._num_ranks)
+            self.guesses.note(sums, step.counts, len(wrong))
+            if wrong:
+                del base_loss, outputs, tokens  # free the last pass's activations before the others run again
+                self._correct(model, step, wrong, int(worst))
+                with replayed(step.random_states[-1], self.args.device):
+                    outputs = model(**inputs, fused_lm_head=True)
+                tokens = self._tokens(outputs, extra)
+        loss = self._scaled(objective.loss(tokens, step.counts, step.weight, worst), outputs)
+        if is_split and not wrong:
+            _arm_gradient_exchange(model, loss)
+        return loss
+
+    def _correct(self, model, step: Step, wrong: list[int], worst: int) -> None:
+        """Add what the micro-batches run under a wrong guess lack: the gradient of loss(truth) - loss(guess)."""
+        for index in wrong:
+            inputs = dict(self._prepare_inputs(step.batches[index]))
+            extra = {key: inputs.pop(key, None) for key in EXTRA_KEYS}
+            with replayed(step.random_states[index], self.args.device), self.accelerator.no_sync(model):
+                outputs = model(**inputs, use_cache=False, fused_lm_head=True)
+                tokens = self._tokens(outputs, extra)
+                right, guessed = (
+                    self.objective.loss(tokens, step.counts, step.weight, group)
+                    for group in (worst, step.guesses[index])
+                )
+                self.accelerator.backward((right - guessed) * self._num_ranks)
+
+    def _scaled(self, loss: Tensor, outputs: Any) -> Tensor:
+        """Undo the mean over ranks that data parallelism takes of gradients, and add a mixture of experts' own loss."""
+        loss = loss * self._num_ranks
+        if self.aux_loss_enabled:
+            loss = loss + self.router_aux_loss_coef * outputs.aux_loss / self.current_gradient_accumulation_steps
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the curves to what the base class logs."""
+        if self.model.training:
+            logs.update(self.curves.flush_steps(self._sum_over_ranks, self.has_groups))
+            if self.objective.needs_worst_group(1.0) and self.args.gradient_accumulation_steps > 1:
+                logs["redone_steps"] = self.guesses.num_redone_steps
+        else:
+            logs.update(self.curves.flush_evaluation(self._sum_over_ranks, self._lambda(), self.has_groups))
+        super().log(logs, start_time)
+
+
+def _arm_gradient_exchange(model: Any, loss: Tensor) -> None:
+    """Make the coming backward pass exchange gradients although its forward pass ran without (DDP only)."""
+    if isinstance(model, torch.nn.parallel.DistributedDataParallel):
+        model.reducer.prepare_for_backward([loss] if model.find_unused_parameters else [])
