@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Qwen2Config
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast, Qwen2Config
 
 from common.shards import column_kinds
 from tests.annotate.rho1_models import make_tokenizer, save_checkpoint, slow_losses
@@ -100,40 +101,54 @@ def test_another_tokenizer_is_refused_in_one_sentence(data, tmp_path):
     assert not list((tmp_path / "shards").glob("part-*"))
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
-@pytest.mark.parametrize("config_class", [LlamaConfig, Qwen2Config])
-@pytest.mark.skipif(
-    not (SHARED / "tokenizers" / "llama-3").is_dir(), reason="needs ../shared (real data and tokenizer)"
+needs_shared = pytest.mark.skipif(
+    not (SHARED / "tokenizers" / "llama-3").is_dir(), reason="needs ../shared (real data and a real tokenizer)"
 )
-def test_500_real_documents(tmp_path, config_class):
-    """450 of Alpaca and 50 of LIMA, the real Llama 3 vocabulary of 128,256, against full logits one by one."""
-    tokenizer = AutoTokenizer.from_pretrained(SHARED / "tokenizers" / "llama-3")
+
+
+def check_real_documents(directory: Path, tokenizer, config_class: type, alpaca: int, lima: int, length: int) -> None:
+    """Annotate the first documents of both sets, cut at `length` tokens; compare with full logits, one by one."""
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
     torch.manual_seed(0)
-    config = config_class(vocab_size=128256, max_position_embeddings=4096, initializer_range=0.2, **sizes)
+    config = config_class(
+        vocab_size=len(tokenizer), num_key_value_heads=2, max_position_embeddings=4096, initializer_range=0.2, **sizes
+    )
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    reference = tmp_path / "reference"
+    reference = directory / "reference"
     model.save_pretrained(reference)
     tokenizer.save_pretrained(reference)
-    count = 0
-    for name, limit, length in (("alpaca", 450, 4096), ("lima", 50, 512)):
+    for name, limit in (("alpaca", alpaca), ("lima", lima)):
         source = ["--data", SHARED / "data" / f"{name}.json", "--limit", limit, "--max-length", length]
-        result = annotate(
-            *source,
-            "--tokenizer",
-            reference,
-            "--grouper",
-            "rho1",
-            "--reference-model",
-            reference,
-            "--out",
-            tmp_path / name,
-        )
+        scores = ["--grouper", "rho1", "--reference-model", reference]
+        result = annotate(*source, *scores, "--tokenizer", reference, "--out", directory / name)
         assert result.returncode == 0, result.stderr
-        documents, values, _ = read(tmp_path / name)
+        documents, values, _ = read(directory / name)
+        assert len(documents) >= 0.97 * limit  # a few records have no response, or none is left after the cut
         expected = slow_losses(model, documents)
         assert expected.std() > 0.3
         np.testing.assert_allclose(values, expected, rtol=0, atol=1e-5)
-        count += len(documents)
-    assert count >= 495  # a few records of Alpaca have no response
+
+
+@needs_shared
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("config_class", [LlamaConfig, Qwen2Config])
+def test_500_real_documents_at_full_length(tmp_path, config_class):
+    """With a byte-level vocabulary of 4,000 entries learned from the same texts, so that full logits take seconds."""
+    records = json.loads((SHARED / "data" / "lima.json").read_text())[:100]
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=4000, special_tokens=["<end>"], initial_alphabet=alphabet)
+    backend.train_from_iterator((record["output"] for record in records), trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>")
+    check_real_documents(tmp_path, tokenizer, config_class, alpaca=400, lima=100, length=4096)
+
+
+@needs_shared
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_real_documents_in_the_vocabulary_of_llama_3(tmp_path):
+    """All 128,256 entries, which makes the full logits of the comparison slow: so fewer and shorter documents."""
+    tokenizer = AutoTokenizer.from_pretrained(SHARED / "tokenizers" / "llama-3")
+    check_real_documents(tmp_path, tokenizer, LlamaConfig, alpaca=40, lima=4, length=256)
