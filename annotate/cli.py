@@ -205,10 +205,10 @@ def verify(
     from annotate.verification import verify_shards
 
     manifest = verify_shards(shards)
-    counts = manifest.counts
+    counts, number = manifest.counts, len(manifest.shards)
     print(
-        f"{shards}: {len(manifest.shards)} shards are whole: {counts.documents:,} documents, {counts.tokens:,} tokens, "
-        f"score columns {', '.join(manifest.columns)}."
+        f"{shards}: {number:,} {'shard is' if number == 1 else 'shards are'} whole: {counts.documents:,} documents, "
+        f"{counts.tokens:,} tokens, score columns {', '.join(manifest.columns)}."
     )
 
 

@@ -87,17 +87,14 @@ def check_settings(settings: Settings) -> None:
             problems.append(f"{flag} {value}: expected at least 1.")
     if settings.max_length < 2:
         problems.append(f"--max-length {settings.max_length}: expected at least 2 tokens.")
-    read = frozenset().union(*(kind.options for kind in classes)) if classes else frozenset()
-    for name in FLAG_OPTIONS:
-        if (
-            getattr(settings.options, name) not in (None, False)
-            and name not in read
-            and len(classes) == len(set(settings.groupers))
-        ):
-            flag = "--" + name.replace("_", "-")
-            problems.append(
-                f"{flag} is not read by {', '.join(settings.groupers)}. Drop it, or add a grouper that does."
-            )
+    read = {option for kind in classes for option in kind.options}
+    given = [name for name in FLAG_OPTIONS if getattr(settings.options, name) is not None]
+    if not problems:  # an unknown grouper could have been the one that reads it
+        problems += [
+            f"--{name.replace('_', '-')} is read by none of {', '.join(settings.groupers)}. Drop it, or add a grouper."
+            for name in given
+            if name not in read
+        ]
     raise_together(problems)
 
 

@@ -124,7 +124,7 @@ class TargetTokenizer:
             full_texts.append("".join(segment.text for segment in document if not segment.special))
         piece_lengths = np.fromiter(map(len, pieces), np.int64, len(pieces))
         input_ids = np.fromiter(chain.from_iterable(pieces), np.int32, int(piece_lengths.sum()))
-        lengths = np.bincount(np.asarray(piece_documents), piece_lengths, len(documents)).astype(np.int64)
+        lengths = np.bincount(np.asarray(piece_documents, dtype=np.int64), piece_lengths, len(documents)).astype(np.int64)
         batch = TokenBatch(
             document_ids=list(document_ids),
             source_rows=np.asarray(source_rows, dtype=np.int64),
