@@ -69,7 +69,7 @@ class GroupCollator:
 
     def _spread(self, examples: list[dict[str, Any]], name: str, labels: Tensor) -> Tensor:
         """Lay a column of the examples out like the labels; 0 where there is padding."""
-        rows = [torch.as_tensor(np.asarray(example[name])) for example in examples]
+        rows = [torch.tensor(np.asarray(example[name])) for example in examples]
         if self.base.padding_free:
             rows = [torch.cat(rows)]
         out = torch.zeros(labels.shape, dtype=rows[0].dtype)

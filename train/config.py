@@ -40,7 +40,7 @@ class GOConfig(ObjectiveSettings, SFTConfig):
     logging_steps: float = field(
         default=1, metadata={"help": "Log every X steps; a number below 1 is a share of all steps."}
     )
-    report_to: str | list[str] | None = field(
+    report_to: None | str | list[str] = field(  # noqa: RUF036 (TRL's parser needs None first)
         default="none", metadata={"help": "Trackers to report to, such as wandb, trackio or tensorboard."}
     )
     max_length: int | None = field(

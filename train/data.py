@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -265,15 +266,15 @@ def _group(table: pa.Table, plan: GroupPlan, max_length: int, source: Path) -> _
         bad = np.flatnonzero(_sum_lists(~np.isfinite(scores) & supervised, offsets))
         if bad.size:
             raise UserError(
-                f"{source}: column {plan.column!r} of document {table['document_id'][int(bad[0])]} holds NaN or infinity "
-                f"({bad.size} such documents in this shard). Annotate again."
+                f"{source}: column {plan.column!r} of document {table['document_id'][int(bad[0])]} holds NaN or "
+                f"infinity ({bad.size} such documents in this shard). Annotate again."
             )
         if plan.dynamic:
             arrays[REFERENCE_LOSS] = scores.astype(np.float32)
             num_in_group = np.array([num_important(plan.eta, int(n)) for n in num_supervised], dtype=np.int64)
         else:
             important = np.zeros(len(scores), dtype=bool)
-            for start, end in zip(offsets[:-1], offsets[1:], strict=True):
+            for start, end in pairwise(offsets):
                 document = slice(start, end)
                 important[document] = important_tokens(
                     scores[document], supervised[document], plan.eta, plan.ties

@@ -46,7 +46,8 @@ def load_tokenizer(name: str, shards: ShardDirectory, args: GOConfig, model: Mod
         raise UserError(
             f"--model {name}: its tokenizer is not the one that {shards.path} was annotated with: expected "
             f"{wanted.name} (fingerprint {wanted.fingerprint[:12]}…), found fingerprint {found[:12]}…. Token ids mean "
-            f"other tokens there. Annotate again with `annotate run --tokenizer {name} …`, or train {wanted.name}'s model."
+            f"other tokens there. Annotate again with `annotate run --tokenizer {name} …`, or train the model of "
+            f"{wanted.name}."
         )
     return tokenizer
 
@@ -99,6 +100,7 @@ def tiny_model(tokenizer: PreTrainedTokenizerBase, max_length: int) -> LlamaForC
 def _unreachable(what: str, name: str, error: Exception) -> str:
     first = str(error).strip().partition("\n")[0]
     return (
-        f"--model {name}: could not load the {what} ({type(error).__name__}: {first}). Give a local checkpoint directory "
-        "with tokenizer.json, a hub id that this machine can reach and your account may read (`hf auth login`), or `tiny`."
+        f"--model {name}: could not load the {what} ({type(error).__name__}: {first}). Give a local checkpoint "
+        "directory with tokenizer.json, a hub id that this machine can reach and your account may read "
+        "(`hf auth login`), or `tiny`."
     )

@@ -93,8 +93,8 @@ def _output_dir(configuration: Configuration, column: str | None, shards_name: s
         output = Path(args.output_dir)
         if (output / RUN_NAME).exists() and not args.resume_from_checkpoint:
             raise UserError(
-                f"--output_dir {output}: holds a finished run already ({RUN_NAME}). Choose another directory, remove this "
-                "one, or continue it with --resume_from_checkpoint."
+                f"--output_dir {output}: holds a finished run already ({RUN_NAME}). Choose another directory, remove "
+                "this one, or continue it with --resume_from_checkpoint."
             )
         return output
     if world_size() > 1:
@@ -148,7 +148,5 @@ def _summary(output: Path, metrics: dict[str, float], drawn: bool, configuration
     ]
     shards = " ".join(configuration.run.shards or [])
     other = "sft" if configuration.args.objective != "sft" else "go"
-    lines.append(
-        f"next: compare it with `train run --shards {shards} --model {configuration.run.model} --objective {other}`"
-    )
-    return lines
+    command = f"train run --shards {shards} --model {configuration.run.model} --objective {other}"
+    return [*lines, f"next: compare it with `{command}`"]

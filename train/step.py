@@ -4,8 +4,9 @@ What enters: the micro-batches of one step, before any forward pass, and the sum
 counts over all micro-batches and ranks, a guess of the worst group while the step is under way, and, at its end, which
 micro-batches were run under a wrong guess. Next: the trainer corrects exactly those.
 
-Gradients are linear in the loss, so a micro-batch that was run under the wrong group is put right by adding the gradient
-of the difference of its two losses: nothing has to be thrown away, and the result is that of a step without a split.
+Gradients are linear in the loss, so a micro-batch that was run under the wrong group is put right by adding the
+gradient of the difference of its two losses: nothing has to be thrown away, and the result is that of a step without a
+split.
 """
 
 import contextlib

@@ -178,22 +178,28 @@ class GOTrainer(SFTTrainer):
         sums, guessed = step.finish(self._sum_over_ranks)
         worst = worst_group(sums, step.counts)
         self.curves.add_step(sums, step.counts, step.weight, is_reduced=True)
+        missing = 0.0
         if is_split:
             wrong = wrong_batches(guessed, int(worst), self._num_ranks)
             self.guesses.note(sums, step.counts, len(wrong))
             if wrong:
                 del base_loss, outputs, tokens  # free the last pass's activations before the others run again
-                self._correct(model, step, wrong, int(worst))
+                missing = self._correct(model, step, wrong, int(worst))
                 with replayed(step.random_states[-1], self.args.device):
                     outputs = model(**inputs, fused_lm_head=True)
                 tokens = self._tokens(outputs, extra)
-        loss = self._scaled(objective.loss(tokens, step.counts, step.weight, worst), outputs)
+        loss = self._scaled(objective.loss(tokens, step.counts, step.weight, worst), outputs) + missing
         if is_split and not wrong:
             _arm_gradient_exchange(model, loss)
         return loss
 
-    def _correct(self, model, step: Step, wrong: list[int], worst: int) -> None:
-        """Add what the micro-batches run under a wrong guess lack: the gradient of loss(truth) - loss(guess)."""
+    def _correct(self, model, step: Step, wrong: list[int], worst: int) -> Tensor:
+        """Add what the micro-batches run under a wrong guess lack: the gradient of loss(truth) - loss(guess).
+
+        Returns:
+            The sum of these differences, detached, for the loss that is reported.
+        """
+        missing = torch.zeros((), device=self.args.device)
         for index in wrong:
             inputs = dict(self._prepare_inputs(step.batches[index]))
             extra = {key: inputs.pop(key, None) for key in EXTRA_KEYS}
@@ -204,7 +210,10 @@ class GOTrainer(SFTTrainer):
                     self.objective.loss(tokens, step.counts, step.weight, group)
                     for group in (worst, step.guesses[index])
                 )
-                self.accelerator.backward((right - guessed) * self._num_ranks)
+                difference = (right - guessed) * self._num_ranks
+                self.accelerator.backward(difference)
+            missing += difference.detach()
+        return missing
 
     def _scaled(self, loss: Tensor, outputs: Any) -> Tensor:
         """Undo the mean over ranks that data parallelism takes of gradients, and add a mixture of experts' own loss."""

@@ -1,0 +1,63 @@
+"""Short training runs in this process, for tests that compare trajectories and parameters."""
+
+from pathlib import Path
+
+import torch
+from transformers import PrinterCallback, ProgressCallback
+
+from train.config import GOConfig
+from train.data import load_data, open_shards, plan_groups
+from train.models import tiny_model
+from train.trainer import GOTrainer
+
+QUIET = {
+    "use_cpu": True,
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "save_strategy": "no",
+    "report_to": "none",
+    "dataloader_pin_memory": False,
+    "learning_rate": 1e-3,
+    "lr_scheduler_type": "constant",
+    # With the usual 1e-8, AdamW turns the rounding of gradients near zero (another order of summation) into full steps.
+    "adam_epsilon": 1e-6,
+}
+
+
+def make_config(output: Path, **changes) -> GOConfig:
+    """Return a configuration for CPU runs of a few steps."""
+    return GOConfig(output_dir=str(output), **{**QUIET, **changes})
+
+
+def make_trainer(shards: Path, tokenizer, output: Path, model=None, eval_fraction=0.0, grouper=None, **changes):
+    """Return a trainer over a shard directory."""
+    args = make_config(output, **changes)
+    opened = open_shards([str(shards)])
+    plan = plan_groups(opened, grouper, args)
+    length = args.max_length or opened[0].manifest.max_length
+    data = load_data(opened, plan, length, eval_fraction, args.seed, output / ".data")
+    if model is None:
+        model = make_model(tokenizer)
+    trainer = GOTrainer(model, args, data.train, data.eval, processing_class=tokenizer)
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    return trainer
+
+
+def make_model(tokenizer, seed: int = 0, **config):
+    """Return the tiny model with weights from a seed."""
+    torch.manual_seed(seed)
+    model = tiny_model(tokenizer, 256)
+    for name, value in config.items():
+        setattr(model.config, name, value)
+    return model
+
+
+def parameters(trainer) -> torch.Tensor:
+    """Return all parameters in one vector."""
+    return torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
+
+
+def history(trainer, name: str) -> list[float]:
+    """Return a metric at every step where it was logged."""
+    return [entry[name] for entry in trainer.state.log_history if name in entry]
