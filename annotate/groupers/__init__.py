@@ -10,6 +10,7 @@ REGISTRY = {
     "frequency": "annotate.groupers.frequency:Frequency",
     "random": "annotate.groupers.random:Random",
     "rho1": "annotate.groupers.rho1:Rho1",
+    "llmlingua2": "annotate.groupers.llmlingua2:Llmlingua2",
 }
 
 
