@@ -1,0 +1,134 @@
+// One grouper's view of one document: its tokens, coloured.
+
+/**
+ * Cut a document into pieces to draw: tokens; text that no token covers; and characters that several tokens share,
+ * which are drawn once. Returns [{ text, tokens: indices, special }].
+ */
+function piecesOf(item) {
+  const characters = Array.from(item.text); // spans count code points
+  const { text, start, end } = item.tokens;
+  const pieces = [];
+  let covered = 0;
+  for (let index = 0; index < start.length; index += 1) {
+    if (start[index] === end[index]) {
+      pieces.push({ text: text[index], tokens: [index], special: true });
+    } else if (start[index] < covered && pieces.length) {
+      const last = pieces.findLast((piece) => !piece.special && piece.tokens.length);
+      last.tokens.push(index);
+      last.text += characters.slice(covered, end[index]).join("");
+      covered = Math.max(covered, end[index]);
+    } else {
+      if (start[index] > covered) {
+        pieces.push({ text: characters.slice(covered, start[index]).join(""), tokens: [], special: false });
+      }
+      pieces.push({ text: characters.slice(start[index], end[index]).join(""), tokens: [index], special: false });
+      covered = end[index];
+    }
+  }
+  if (covered < characters.length) {
+    pieces.push({ text: characters.slice(covered).join(""), tokens: [], special: false });
+  }
+  return pieces;
+}
+
+class Panel {
+  /** `owner` is told of the token that the reader points at: owner.point(index or null, element, panel). */
+  constructor(name, kind, item, owner) {
+    this.name = name;
+    this.kind = kind;
+    this.item = item;
+    this.owner = owner;
+    this.scores = item.scores[name];
+    this.ranks = ranks(this.scores, item.tokens.supervised);
+    this.elements = new Array(this.scores.length);
+    this.active = 0;
+    this.pieces = piecesOf(item).map((piece) => this.draw(piece));
+    this.stats = make("p", { class: "stats", "aria-live": "polite" });
+    this.fill = make("span", { class: "share-fill" });
+    this.body = make("div", {
+      class: "tokens",
+      tabindex: "0",
+      role: "group",
+      dir: "auto",
+      "aria-label": `Tokens, scored by ${name}. Left and right arrow keys go from token to token.`,
+      pointerover: (event) => this.hover(event),
+      pointerleave: () => owner.point(null),
+      keydown: (event) => this.key(event),
+      blur: () => owner.point(null),
+    });
+    this.body.append(...this.pieces.map((piece) => piece.element));
+    this.element = make(
+      "section",
+      { class: "panel", "data-grouper": name },
+      make("header", {}, make("h2", { text: name }), make("span", { class: "kind", text: KINDS[kind] })),
+      this.stats,
+      make("div", { class: "share", "aria-hidden": "true" }, this.fill),
+      this.body,
+    );
+  }
+
+  draw(piece) {
+    const element = make("span", { text: piece.text });
+    if (piece.tokens.length) {
+      element.className = "token";
+      element.dataset.index = piece.tokens[0];
+      if (piece.special) element.classList.add("special");
+      if (piece.tokens.length > 1) element.classList.add("shared");
+      if (/\n/.test(piece.text)) element.classList.add("line");
+      if (!piece.tokens.some((index) => this.item.tokens.supervised[index])) element.classList.add("prompt");
+      for (const index of piece.tokens) this.elements[index] = element;
+    }
+    return { ...piece, element };
+  }
+
+  /** Shade every token; once for each choice of what the shade means. */
+  shade(by) {
+    const values = shades(this.scores, this.item.tokens.supervised, by);
+    for (const { tokens, element } of this.pieces) {
+      const known = tokens.map((index) => values[index]).filter((value) => value !== null);
+      if (known.length) element.style.setProperty("--shade", Math.max(...known).toFixed(3));
+    }
+  }
+
+  /** Mark the groups at eta. A reference loss has none. */
+  group(eta, ties) {
+    if (this.kind === "reference_loss") {
+      this.groups = null;
+      this.stats.textContent = "no groups: see the kind";
+      return;
+    }
+    this.groups = importantTokens(this.scores, this.item.tokens.supervised, eta, ties);
+    const { important, threshold, count, total } = this.groups;
+    for (const { tokens, element } of this.pieces) {
+      if (tokens.length) element.classList.toggle("important", tokens.some((index) => important[index]));
+    }
+    const share = total ? count / total : 0;
+    this.fill.style.setProperty("inline-size", percent(share));
+    this.stats.replaceChildren(
+      make("strong", { text: `${count} of ${total}` }),
+      ` supervised tokens important (${percent(share)}), threshold ${short(threshold)}`,
+    );
+    this.stats.dataset.count = count;
+  }
+
+  hover(event) {
+    const element = event.target.closest(".token");
+    if (!element) return;
+    this.active = Number(element.dataset.index);
+    this.owner.point(this.active, element, this);
+  }
+
+  key(event) {
+    const last = this.elements.length - 1;
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (event.key === "Escape") return this.owner.point(null);
+    if (event.key === "Home") this.active = 0;
+    else if (event.key === "End") this.active = last;
+    else if (step) this.active = Math.min(last, Math.max(0, this.active + step));
+    else return undefined;
+    event.preventDefault();
+    const element = this.elements[this.active];
+    element.scrollIntoView({ block: "nearest" });
+    return this.owner.point(this.active, element, this);
+  }
+}

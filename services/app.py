@@ -1,0 +1,83 @@
+"""The scoring service: the app factory and its routes.
+
+What enters: settings from the environment (`SFT_GO_…`). What leaves: an ASGI app.
+
+    annotate serve --state shards            (flags become variables)
+    SFT_GO_STATE=shards uvicorn services.app:create_app --factory
+
+The routes are in `services.scoring` and `services.operations`.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from common.manifest import product_version
+from services import errors, logs, openapi
+from services.catalog import build_catalog
+from services.http import Observer
+from services.metrics import Metrics
+from services.operations import add_operations
+from services.scoring import add_scoring
+from services.settings import Settings
+
+
+def create_app() -> FastAPI:
+    """Build the app from the environment; the factory that uvicorn calls.
+
+    Raises:
+        UserError: a setting is wrong, or what it names.
+    """
+    logs.set_up()
+    settings = Settings.from_environment()
+    for name in settings.unknown():
+        logs.log("unknown_variable", 30, name=name)
+    return build_app(settings)
+
+
+def build_app(settings: Settings) -> FastAPI:
+    """Build the app; its workers start with it.
+
+    Raises:
+        UserError: what the settings name is missing or does not fit together.
+    """
+    metrics = Metrics()
+    catalog = build_catalog(settings, metrics)
+    for text in catalog.notes:
+        logs.log("note", 30, text=text)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        with ThreadPoolExecutor(2, thread_name_prefix="request") as pool:
+            app.state.pool = pool
+            for worker in catalog.workers:
+                worker.start()
+            logs.log("started", targets=list(catalog.targets), groupers=[worker.name for worker in catalog.workers])
+            yield
+            for worker in catalog.workers:
+                worker.stop()
+            until = time.monotonic() + settings.drain_s
+            for worker in catalog.workers:
+                await asyncio.to_thread(worker.thread.join, max(0.0, until - time.monotonic()))
+            logs.log("stopped")
+
+    app = FastAPI(
+        title="SFT-GO scoring service",
+        description="Token importance for ad-hoc text: the scores that `annotate run` writes, over HTTP.",
+        version=product_version(),
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    errors.install(app)
+    routes = {"/", "/docs", "/openapi.json", "/health", "/ready", "/metrics", "/info", "/v1/groupers", "/v1/score"}
+    app.add_middleware(Observer, metrics=metrics, paths=routes)
+    app.state.catalog = catalog
+    add_scoring(app, settings, catalog)
+    add_operations(app, settings, catalog, metrics)
+    openapi.install(app)
+    return app

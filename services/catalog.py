@@ -1,0 +1,206 @@
+"""What the service serves: targets (tokenizer, template) and score columns, each with the worker that computes it.
+
+What enters: `Settings`. What leaves: a `Catalog` whose workers are not started yet. Everything that can be wrong is
+found here, before the server listens; only the models' weights are loaded later, by the workers.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from annotate.groupers import grouper_class
+from annotate.groupers.base import Grouper, GrouperOptions
+from annotate.tokens import TargetTokenizer, check_max_length
+from common.errors import UserError
+from common.manifest import STATE_NAME, TOKENIZER_NAME, Kind, Manifest, load_manifest
+from services.batching import Worker
+from services.errors import ApiError
+from services.inputs import Target
+from services.metrics import Metrics
+from services.settings import Settings, split_name
+
+# A grouper that a flag names the model of is set up from the flags; the others as their shard directory says.
+MODEL_FLAGS = {"llmlingua2": "compressor_model", "rho1": "reference_model"}
+PROBE = "A first sentence, so that the model has run once. And 1 + 1 = 2."
+
+
+@dataclass(frozen=True)
+class Column:
+    """A score column of one target."""
+
+    name: str
+    kind: Kind
+    target: Target
+    worker: Worker
+
+
+@dataclass
+class Catalog:
+    """Everything that a request can name."""
+
+    targets: dict[str, Target] = field(default_factory=dict)
+    columns: list[Column] = field(default_factory=list)
+    workers: list[Worker] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # for the log
+
+    def find(self, grouper: str | None, tokenizer: str | None) -> Column:
+        """Return the column that a request asks for.
+
+        Raises:
+            ApiError: `invalid_input`, saying what there is.
+        """
+        if tokenizer is not None and tokenizer not in self.targets:
+            raise ApiError("invalid_input", f"tokenizer: expected one of {', '.join(self.targets)}.")
+        columns = [column for column in self.columns if tokenizer in (None, column.target.name)]
+        names = list(dict.fromkeys(column.name for column in columns))
+        if grouper is None and len(names) > 1:
+            raise ApiError("invalid_input", f"grouper: name one of {', '.join(names)}.")
+        found = next((column for column in columns if grouper in (None, column.name)), None)
+        if found is None:
+            with_tokenizer = f" with the tokenizer {tokenizer}" if tokenizer else ""
+            raise ApiError("invalid_input", f"grouper: expected one of {', '.join(names)}{with_tokenizer}.")
+        return found
+
+    def is_ready(self) -> bool:
+        """Tell whether every worker answers."""
+        return all(worker.state == "ready" for worker in self.workers)
+
+
+def build_catalog(settings: Settings, metrics: Metrics) -> Catalog:
+    """Load tokenizers and fitted state, find models.
+
+    Raises:
+        UserError: something is missing or does not fit together.
+    """
+    catalog = Catalog()
+    shared: dict[str, Worker] = {}  # models do not depend on the target: one copy for all
+    refused: list[str] = []
+    for target, directory, manifest in _targets(settings):
+        if target.name in catalog.targets:
+            raise UserError(
+                f"two targets have the name {target.name!r}. Name the shard directories: --state a=DIR --state b=DIR."
+            )
+        catalog.targets[target.name] = target
+        options = GrouperOptions(
+            tokenizer=target.name,
+            tokenizer_fingerprint=target.tokenizer.fingerprint,
+            max_length=target.max_length,
+            compressor_model=settings.compressor_model,
+            package_parity=settings.package_parity or None,
+            reference_model=settings.reference_model,
+            base_model=settings.base_model,
+            dtype=settings.dtype,  # type: ignore[arg-type]
+            device=settings.device,
+        )
+        for name in _wanted(settings, manifest):
+            try:
+                grouper = _set_up(name, settings, options, directory, manifest)
+            except UserError as error:
+                refused.append(str(error))
+                if name == "rho1" and len(settings.state) > 1 and settings.reference_model:
+                    catalog.notes.append(f"rho1 is not served for {target.name}: {error}")
+                    continue  # a reference model belongs to one tokenizer; another target may be the one
+                raise
+            key = json.dumps([name, grouper.parameters]) if grouper.uses_model else f"{target.name}/{name}"
+            if key not in shared:
+                label = name if len(settings.state) < 2 or grouper.uses_model else f"{target.name}/{name}"
+                taken = sum(worker.name.split("#")[0] == label for worker in catalog.workers)
+                shared[key] = _worker(f"{label}#{taken + 1}" if taken else label, grouper, target, settings, metrics)
+                catalog.workers.append(shared[key])
+            for column, kind in grouper.columns.items():
+                catalog.columns.append(Column(column, kind, target, shared[key]))
+    if settings.reference_model and not any(column.name == "rho1" for column in catalog.columns):
+        raise UserError(refused[-1] if refused else "--reference-model: no shard directory takes rho1.")
+    if not catalog.columns:
+        raise UserError("no grouper to serve: name one with --grouper, or give a shard directory that holds one.")
+    return catalog
+
+
+def _targets(settings: Settings) -> list[tuple[Target, Path | None, Manifest | None]]:
+    """Return each target, with the shard directory that it comes from."""
+    if not settings.state:
+        assert settings.tokenizer is not None
+        tokenizer = TargetTokenizer(settings.tokenizer)
+        check_max_length(settings.max_length, tokenizer)
+        name = short_name(settings.tokenizer)
+        return [(Target(name, tokenizer, settings.template, settings.max_length), None, None)]
+    found = []
+    for state in settings.state:
+        name, text = split_name(state)
+        directory = Path(text)
+        manifest = load_manifest(directory)
+        tokenizer = TargetTokenizer(str(directory / TOKENIZER_NAME))
+        if tokenizer.fingerprint != manifest.tokenizer.fingerprint:
+            raise UserError(
+                f"{directory / TOKENIZER_NAME}: expected the tokenizer that the shards were made with (fingerprint "
+                f"{manifest.tokenizer.fingerprint[:12]}), found another ({tokenizer.fingerprint[:12]}). Annotate again."
+            )
+        name = name or short_name(manifest.tokenizer.name)
+        found.append((Target(name, tokenizer, manifest.template, manifest.max_length), directory, manifest))
+    return found
+
+
+def _wanted(settings: Settings, manifest: Manifest | None) -> list[str]:
+    """Return the names of the groupers to serve for a target."""
+    if settings.groupers:
+        return list(dict.fromkeys(settings.groupers))
+    held = [grouper.name for grouper in manifest.groupers] if manifest else []
+    named = [name for name, flag in MODEL_FLAGS.items() if getattr(settings, flag)]
+    return list(dict.fromkeys([*held, *named]))
+
+
+def _set_up(
+    name: str, settings: Settings, options: GrouperOptions, directory: Path | None, manifest: Manifest | None
+) -> Grouper:
+    """Return a grouper with what it fitted; models are not loaded yet."""
+    kind = grouper_class(name)
+    held = next((info for info in manifest.groupers if info.name == name), None) if manifest else None
+    if name in MODEL_FLAGS and getattr(settings, MODEL_FLAGS[name]):
+        return kind.from_options(options)
+    if held is not None and directory is not None:
+        try:
+            grouper = kind.from_parameters(held.parameters, options)
+        except UserError as error:
+            raise UserError(
+                f"{directory}: its grouper {name} cannot be set up again: {error} "
+                "Or name the groupers to serve with --grouper."
+            ) from error
+        if kind.needs_fit:
+            if not grouper.is_fitted(directory / STATE_NAME):
+                raise UserError(f"{directory / STATE_NAME}: what {name} fitted is missing. Annotate again.")
+            grouper.load(directory / STATE_NAME)
+        return grouper
+    if kind.needs_fit:
+        where = f"{directory} does not hold it" if directory else "there is no --state"
+        raise UserError(
+            f"--grouper {name}: it needs a shard directory that it was fitted for, and {where}. "
+            f"Make one with `annotate run --grouper {name} …`."
+        )
+    return kind.from_options(options)
+
+
+def _worker(name: str, grouper: Grouper, target: Target, settings: Settings, metrics: Metrics) -> Worker:
+    return Worker(
+        name,
+        grouper,
+        probe=target.probe(PROBE),
+        metrics=metrics,
+        max_queue=settings.max_queue,
+        max_batch_tokens=settings.max_batch_tokens,
+        batch_window_s=settings.batch_window_ms / 1000 if settings.max_batch_tokens > 1 else 0.0,
+    )
+
+
+def short_name(name: str) -> str:
+    """Return how a tokenizer or model is called: a directory by its last part, a hub id as it is."""
+    path = Path(name)
+    return path.resolve().name if path.is_dir() or path.is_absolute() else name
+
+
+def public_parameters(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Return a grouper's parameters without the directories of this machine."""
+    return {
+        key: short_name(value) if key.endswith("_model") and isinstance(value, str) else value
+        for key, value in parameters.items()
+    }

@@ -1,0 +1,78 @@
+"""From scores to the JSON of a response, and groups when eta is given.
+
+What enters: documents and their scores. What leaves: the bytes of a `ScoreResponse` (`services.schemas`).
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from common.thresholds import important_tokens
+from services.batching import Scored
+from services.catalog import Column
+from services.errors import ApiError
+from services.inputs import Document, Target
+from services.schemas import ScoreRequest
+
+
+def write_response(
+    request: ScoreRequest, column: Column, documents: Sequence[Document], scored: Sequence[Scored]
+) -> bytes:
+    """Return the body of a response.
+
+    Raises:
+        ApiError: the grouper refused an input.
+    """
+    for number, result in enumerate(scored):
+        if result.reject is not None:
+            raise ApiError("invalid_input", f"input {number}: {result.reject}")
+    value = {
+        "grouper": column.name,
+        "kind": column.kind,
+        "tokenizer": column.target.name,
+        "eta": request.eta,
+        "ties": request.ties,
+        "results": [
+            _result(request, column, document, result) for document, result in zip(documents, scored, strict=True)
+        ],
+    }
+    # Lone surrogates cannot be in a document, so this encodes.
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+
+
+def _result(request: ScoreRequest, column: Column, document: Document, scored: Scored) -> dict[str, Any]:
+    batch = document.batch
+    scores = scored.columns[column.name]
+    assert batch.spans is not None
+    fields: dict[str, list[Any]] = {
+        "id": batch.input_ids.tolist(),
+        "text": token_texts(document, column.target),
+        "start": batch.spans[:, 0].tolist(),
+        "end": batch.spans[:, 1].tolist(),
+        "supervised": batch.supervised.tolist(),
+        "score": scores.tolist(),
+    }
+    threshold = None
+    if request.eta is not None:
+        groups = important_tokens(scores, batch.supervised, request.eta, request.ties)
+        fields["important"] = groups.important.tolist()
+        threshold = None if math.isnan(groups.threshold) else groups.threshold
+    return {
+        "text": batch.texts[0],
+        "tokens": [dict(zip(fields, values, strict=True)) for values in zip(*fields.values(), strict=True)],
+        "threshold": threshold,
+        "num_chunks": scored.num_chunks,
+        "truncated": document.truncated,
+    }
+
+
+def token_texts(document: Document, target: Target) -> list[str]:
+    """Return each token's characters; a special token, which has none, is called by its name."""
+    batch = document.batch
+    assert batch.spans is not None
+    text, specials = batch.texts[0], target.special_tokens
+    return [
+        text[start:end] if start < end else specials.get(token, "")
+        for token, (start, end) in zip(batch.input_ids.tolist(), batch.spans.tolist(), strict=True)
+    ]
