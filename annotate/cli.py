@@ -4,6 +4,7 @@ Heavy imports (torch, transformers, Ray, pyarrow) happen inside the commands, so
 """
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Optional
@@ -22,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-SOURCE, SCORES, OUTPUT, ENGINE = "Source", "Scores", "Output", "Engine"
+SOURCE, SCORES, OUTPUT, ENGINE, LIMITS = "Source", "Scores", "Output", "Engine", "Limits"
 # typer reads Optional[...], and not X | None, the same way in every version since 0.9.
 OptionalStr = Optional[str]  # noqa: UP045
 OptionalInt = Optional[int]  # noqa: UP045
@@ -209,6 +210,137 @@ def verify(
     print(
         f"{shards}: {number:,} {'shard is' if number == 1 else 'shards are'} whole: {counts.documents:,} documents, "
         f"{counts.tokens:,} tokens, score columns {', '.join(manifest.columns)}."
+    )
+
+
+@app.command()
+def inspect(
+    shards: Annotated[Path, typer.Argument(help="A shard directory.")],
+    grouper: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="A score column; several stand side by side. Default: all."),
+    ] = None,
+    eta: Annotated[
+        float, typer.Option(help="The share of supervised tokens that is not important: 0.9 marks the top tenth.")
+    ] = 0.7,
+    ties: Annotated[
+        str, typer.Option(help="threshold: scores above the eta-quantile; rank: exactly the top 1 - eta.")
+    ] = "threshold",
+    document: Annotated[
+        OptionalStr, typer.Option(help="A document: its row in the shards (0 is the first) or the start of its id.")
+    ] = None,
+    num: Annotated[int, typer.Option(help="Documents in the HTML file, from the first one on.")] = 20,
+    html: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Write one self-contained HTML file, with a slider for eta, instead of to the terminal."),
+    ] = None,
+) -> None:
+    """Look at documents with their tokens coloured by score and marked by group (the paper's figures 5 to 7).
+
+    Examples:
+
+        annotate inspect shards --eta 0.7                     (the first document, in the terminal)
+
+        annotate inspect shards --grouper tfidf --grouper frequency --html out.html
+    """
+    from annotate.inspection import inspect_shards
+
+    inspect_shards(shards, grouper or [], eta, ties, document, num, html, Console(soft_wrap=True, highlight=False))
+
+
+@app.command()
+def serve(
+    state: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            help="A shard directory: its tokenizer, template and groupers. Several: name=DIR each.",
+            rich_help_panel=SCORES,
+        ),
+    ] = None,
+    grouper: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="Serve only these groupers.", rich_help_panel=SCORES),
+    ] = None,
+    compressor_model: Annotated[
+        OptionalStr,
+        typer.Option(help="Compressor of `llmlingua2`: a directory or a hub id.", rich_help_panel=SCORES),
+    ] = None,
+    reference_model: Annotated[
+        OptionalStr,
+        typer.Option(help="Reference model of `rho1`: a directory or a hub id.", rich_help_panel=SCORES),
+    ] = None,
+    base_model: Annotated[OptionalStr, typer.Option(help="Serve `rho1_excess` too.", rich_help_panel=SCORES)] = None,
+    tokenizer: Annotated[
+        OptionalStr, typer.Option(help="Target tokenizer, where there is no --state.", rich_help_panel=SCORES)
+    ] = None,
+    template: Annotated[
+        OptionalStr, typer.Option(help="Template for messages, where there is no --state.", rich_help_panel=SCORES)
+    ] = None,
+    max_length: Annotated[
+        OptionalInt, typer.Option(help="Cut documents to so many tokens, without --state.", rich_help_panel=SCORES)
+    ] = None,
+    dtype: Annotated[
+        OptionalStr, typer.Option(help="float32, bfloat16 or float16 for models.", rich_help_panel=SCORES)
+    ] = None,
+    device: Annotated[OptionalStr, typer.Option(help="cpu or cuda for models.", rich_help_panel=SCORES)] = None,
+    max_inputs: Annotated[OptionalInt, typer.Option(help="Inputs of a request.", rich_help_panel=LIMITS)] = None,
+    max_input_characters: Annotated[
+        OptionalInt, typer.Option(help="Characters of an input.", rich_help_panel=LIMITS)
+    ] = None,
+    max_request_tokens: Annotated[
+        OptionalInt, typer.Option(help="Tokens of a request, over its inputs.", rich_help_panel=LIMITS)
+    ] = None,
+    max_body_bytes: Annotated[OptionalInt, typer.Option(help="Bytes of a body.", rich_help_panel=LIMITS)] = None,
+    max_queue: Annotated[
+        OptionalInt, typer.Option(help="Inputs that wait for a grouper.", rich_help_panel=LIMITS)
+    ] = None,
+    max_batch_tokens: Annotated[
+        OptionalInt, typer.Option(help="Tokens scored together; 1 turns batching off.", rich_help_panel=LIMITS)
+    ] = None,
+    batch_window_ms: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="How long a batch waits for company.", rich_help_panel=LIMITS),
+    ] = None,
+    drain_s: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="How long SIGTERM waits for what was taken.", rich_help_panel=LIMITS),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+) -> None:
+    """Score ad-hoc text over HTTP, with a page at `/`.
+
+    Every flag is also a variable, `SFT_GO_MAX_INPUTS` for `--max-inputs`; so are what stands in `/info` by default. An
+    API key is set by `SFT_GO_API_KEY` only, since everyone on a machine can read a command line.
+
+    Examples:
+
+        annotate serve --state shards
+
+        annotate serve --state shards --compressor-model path/to/compressor --port 8080
+    """
+    settings = {name: value for name, value in locals().items() if name not in ("host", "port") and value is not None}
+    for name, value in settings.items():
+        joined = os.pathsep.join(value) if isinstance(value, list) else str(value)
+        variable = "SFT_GO_GROUPERS" if name == "grouper" else f"SFT_GO_{name.upper()}"
+        os.environ[variable] = joined
+    try:
+        import uvicorn
+    except ImportError as error:
+        raise UserError("annotate serve needs further packages: pip install 'sft-go[serve]'.") from error
+
+    # uvicorn repeats the signal once it has drained; that end is a success.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    # By name: annotate does not import services, which stands above it.
+    drain = drain_s if drain_s is not None else float(os.environ.get("SFT_GO_DRAIN_S") or 30)
+    uvicorn.run(
+        "services.app:create_app",
+        factory=True,
+        host=host,
+        port=port,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=int(drain) + 1,
     )
 
 
