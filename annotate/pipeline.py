@@ -25,7 +25,7 @@ from annotate.readers import RawRecord
 from annotate.sources import SAMPLE_TOKENIZER, Source, canonical_json, find_source
 from annotate.stages import RecordShard, ScoreWorker, TokenizedShard, TokenizeWorker, record_id
 from annotate.templates import default_template, make_template
-from annotate.tokens import TargetTokenizer, check_max_length
+from annotate.tokens import check_max_length, load_target
 from annotate.workspace import GrouperPlan, ShardRecord, Workspace, content_identity
 from common.errors import UserError, raise_together
 from common.manifest import REJECTS_NAME, Counts, GrouperInfo, Manifest, SourceInfo, TokenizerInfo, load_manifest
@@ -125,7 +125,8 @@ def run(settings: Settings, console: Console) -> Summary:
     format_name = _format(settings, source)
     template = settings.template or default_template(format_name)
     name = settings.tokenizer or (str(SAMPLE_TOKENIZER) if settings.data == "sample" else DEFAULT_TOKENIZER)
-    target = TargetTokenizer(name, settings.tokenizer_revision)
+    name = str(Path(name).absolute()) if Path(name).is_dir() else name
+    target = load_target(name, settings.tokenizer_revision)
     make_template(template, target.tokenizer)
     check_max_length(settings.max_length, target)
     content_hash = source.content_hash()
@@ -158,7 +159,7 @@ def run(settings: Settings, console: Console) -> Summary:
         records = job.annotate(
             TokenizeWorker(
                 out=settings.out.absolute(),
-                tokenizer=str(Path(name).absolute()) if Path(name).is_dir() else name,
+                tokenizer=name,
                 revision=settings.tokenizer_revision,
                 template=template,
                 format_name=format_name,

@@ -20,7 +20,7 @@ from annotate.documents import DocumentError, to_conversation
 from annotate.groupers.base import Grouper
 from annotate.readers import RawRecord, Reject
 from annotate.templates import Segment, make_template
-from annotate.tokens import TargetTokenizer
+from annotate.tokens import load_target
 from annotate.workspace import ShardRecord, Workspace
 from common.errors import UserError
 from common.files import atomic_path, read_json, write_json
@@ -78,7 +78,7 @@ class Tokenize:
     def __init__(self, job: TokenizeWorker):
         self.job = job
         self.workspace = Workspace(job.out)
-        self.target = TargetTokenizer(job.tokenizer, job.revision)
+        self.target = load_target(job.tokenizer, job.revision)
         self.template = make_template(job.template, self.target.tokenizer)
 
     def __call__(self, shard: RecordShard) -> TokenizedShard:

@@ -15,20 +15,44 @@ from common.files import atomic_path
 
 
 class DocumentTerms(NamedTuple):
-    """The distinct terms of every document, and where each token's term stands among them."""
+    """The distinct (document, term) pairs of a batch, and which of them each token is."""
 
-    terms: np.ndarray  # int64 [num_pairs]: token id, ascending inside a document
-    documents: np.ndarray  # int64 [num_pairs]: document index, ascending
+    terms: np.ndarray  # int64 [num_pairs]: token id, ascending
+    documents: np.ndarray  # int64 [num_pairs]: document index, ascending for each term
     counts: np.ndarray  # int64 [num_pairs]: raw count of the term in the document
     inverse: np.ndarray  # int64 [num_tokens]: the pair that each token belongs to
 
 
+def _sort_by_term(batch: TokenBatch) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return the tokens' order by term and document, their terms and documents in it, and where a new pair begins.
+
+    Tokens already stand in document order, so one stable sort by term sorts the pairs. The terms are numbered through
+    first: a shard rarely holds more than 2^16 different ones, and numpy sorts 16-bit integers by radix, in linear time.
+    """
+    present = np.bincount(batch.input_ids) > 0
+    number = np.cumsum(present) - 1
+    small = np.uint16 if present.sum() <= 1 << 16 else np.int64
+    order = np.argsort(number.astype(small)[batch.input_ids], kind="stable")
+    terms, documents = batch.input_ids[order], batch.document_index[order]
+    first = np.ones(batch.num_tokens, dtype=bool)
+    first[1:] = (terms[1:] != terms[:-1]) | (documents[1:] != documents[:-1])
+    return order, terms, documents, first
+
+
 def document_terms(batch: TokenBatch) -> DocumentTerms:
-    """Find the distinct (document, term) pairs of a batch by one sort."""
-    width = int(batch.input_ids.max(initial=0)) + 1
-    keys = batch.document_index * width + batch.input_ids
-    pairs, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
-    return DocumentTerms(pairs % width, pairs // width, counts, inverse.reshape(-1))
+    """Find the distinct (document, term) pairs of a batch."""
+    order, terms, documents, first = _sort_by_term(batch)
+    starts = np.flatnonzero(first)
+    inverse = np.empty(batch.num_tokens, dtype=np.int64)
+    inverse[order] = np.cumsum(first) - 1
+    counts = np.diff(starts, append=batch.num_tokens)
+    return DocumentTerms(terms[starts].astype(np.int64), documents[starts], counts, inverse)
+
+
+def document_frequency(batch: TokenBatch) -> np.ndarray:
+    """Return the number of documents that hold each term, int64 [num_terms], by token id."""
+    _, terms, _, first = _sort_by_term(batch)
+    return np.bincount(terms[first])
 
 
 def save_counts(path: Path, column: str, counts: np.ndarray, total: int) -> None:

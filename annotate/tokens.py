@@ -7,6 +7,7 @@ numpy on flat arrays.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import chain
 from typing import Any
 
@@ -47,6 +48,12 @@ class TokenizedDocuments:
     batch: TokenBatch
     num_truncated: int
     unsupervised: list[int] = field(default_factory=list)  # source rows without a supervised token, not in the batch
+
+
+@lru_cache(maxsize=2)
+def load_target(name: str, revision: str | None = None) -> "TargetTokenizer":
+    """Return the target tokenizer, loaded once in each process (Llama 3's takes a second)."""
+    return TargetTokenizer(name, revision)
 
 
 class TargetTokenizer:
@@ -124,7 +131,9 @@ class TargetTokenizer:
             full_texts.append("".join(segment.text for segment in document if not segment.special))
         piece_lengths = np.fromiter(map(len, pieces), np.int64, len(pieces))
         input_ids = np.fromiter(chain.from_iterable(pieces), np.int32, int(piece_lengths.sum()))
-        lengths = np.bincount(np.asarray(piece_documents, dtype=np.int64), piece_lengths, len(documents)).astype(np.int64)
+        lengths = np.bincount(np.asarray(piece_documents, dtype=np.int64), piece_lengths, len(documents)).astype(
+            np.int64
+        )
         batch = TokenBatch(
             document_ids=list(document_ids),
             source_rows=np.asarray(source_rows, dtype=np.int64),

@@ -8,7 +8,7 @@ import numpy as np
 
 from annotate.batch import Scores, TokenBatch
 from annotate.groupers.base import Grouper, GrouperOptions
-from annotate.terms import counts_of, document_terms, load_counts, save_counts
+from annotate.terms import counts_of, document_frequency, document_terms, load_counts, save_counts
 
 
 class Tfidf(Grouper):
@@ -44,7 +44,7 @@ class Tfidf(Grouper):
 
     def count(self, batch: TokenBatch) -> dict[str, np.ndarray]:
         return {
-            "document_frequency": np.bincount(document_terms(batch).terms),
+            "document_frequency": document_frequency(batch),
             "num_documents": np.array([len(batch)]),
         }
 
