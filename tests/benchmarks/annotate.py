@@ -2,9 +2,11 @@
 
 Run: python -m tests.benchmarks.annotate --data path/to/alpaca.json --tokenizer path/to/llama-3 [--runs 3]
 
-Measured: (1) the local engine's wall time, imports left out, over tokenizing the same texts with the same fast
-tokenizer alone; (2) tf-idf scoring against scikit-learn's TfidfVectorizer with a per-token look-up; (3) peak memory of the whole
-command with 4 times the rows, by repetition; (4) the time of `--help`. Medians over runs that alternate.
+Measured, as medians over runs that alternate:
+1. the local engine's wall time, imports left out, over tokenizing the same texts with the same fast tokenizer alone;
+2. tf-idf scoring against scikit-learn's TfidfVectorizer with a per-token look-up;
+3. the command's peak memory with 4 times the rows, by repetition;
+4. the time of `--help`.
 """
 
 import argparse
