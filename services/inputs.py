@@ -17,6 +17,7 @@ from annotate.sources import canonical_json
 from annotate.stages import record_id
 from annotate.templates import Segment, make_template
 from annotate.tokens import TargetTokenizer
+from annotate.viewer.spans import special_tokens
 from services.errors import ApiError
 from services.schemas import Input
 
@@ -49,8 +50,7 @@ class Target:
     @cached_property
     def special_tokens(self) -> dict[int, str]:
         """The special tokens' own texts, by id."""
-        added = self.tokenizer.tokenizer.added_tokens_decoder.items()
-        return {index: token.content for index, token in added if token.special}
+        return special_tokens(self.tokenizer)
 
     def documents(self, inputs: Sequence[Input]) -> list[Document]:
         """Tokenize inputs.

@@ -8,11 +8,12 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from annotate.viewer.spans import token_texts
 from common.thresholds import important_tokens
 from services.batching import Scored
 from services.catalog import Column
 from services.errors import ApiError
-from services.inputs import Document, Target
+from services.inputs import Document
 from services.schemas import ScoreRequest
 
 
@@ -47,7 +48,7 @@ def _result(request: ScoreRequest, column: Column, document: Document, scored: S
     assert batch.spans is not None
     fields: dict[str, list[Any]] = {
         "id": batch.input_ids.tolist(),
-        "text": token_texts(document, column.target),
+        "text": token_texts(batch.texts[0], batch.input_ids, batch.spans, column.target.special_tokens),
         "start": batch.spans[:, 0].tolist(),
         "end": batch.spans[:, 1].tolist(),
         "supervised": batch.supervised.tolist(),
@@ -65,14 +66,3 @@ def _result(request: ScoreRequest, column: Column, document: Document, scored: S
         "num_chunks": scored.num_chunks,
         "truncated": document.truncated,
     }
-
-
-def token_texts(document: Document, target: Target) -> list[str]:
-    """Return each token's characters; a special token, which has none, is called by its name."""
-    batch = document.batch
-    assert batch.spans is not None
-    text, specials = batch.texts[0], target.special_tokens
-    return [
-        text[start:end] if start < end else specials.get(token, "")
-        for token, (start, end) in zip(batch.input_ids.tolist(), batch.spans.tolist(), strict=True)
-    ]
