@@ -1,8 +1,8 @@
 """Peak memory and speed of rho1 at a real vocabulary, beside the plain `model(...).logits` path.
 
-    python tests/benchmarks/rho1.py                     # one document of 4,096 tokens, vocabulary 128,256, then speed
-    python tests/benchmarks/rho1.py --device cuda       # the same on a GPU, in bfloat16
-    python tests/benchmarks/rho1.py --model runs/ref    # a checkpoint of your own
+    python -m tests.benchmarks.rho1                     # one document of 4,096 tokens, vocabulary 128,256, then speed
+    python -m tests.benchmarks.rho1 --device cuda       # the same on a GPU, in bfloat16
+    python -m tests.benchmarks.rho1 --model runs/ref    # a checkpoint of your own
 
 Each measurement is a process of its own, since a process's peak memory never falls. What it prints, per path: the peak
 above what the loaded model takes, seconds, tokens a second, and the largest difference of losses.
@@ -55,7 +55,17 @@ def main() -> None:
 
 def measure(name: str, options: argparse.Namespace, model: str, tokens: int) -> dict:
     """Run one measurement in a new process."""
-    command = [sys.executable, __file__, "--measure", name, "--model", model, "--tokens", str(tokens)]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.benchmarks.rho1",
+        "--measure",
+        name,
+        "--model",
+        model,
+        "--tokens",
+        str(tokens),
+    ]
     command += ["--device", options.device, "--corpus", str(options.corpus)]
     command += ["--dtype", options.dtype] if options.dtype else []
     result = subprocess.run(command, capture_output=True, text=True)
