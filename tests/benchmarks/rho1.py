@@ -5,7 +5,7 @@
     python -m tests.benchmarks.rho1 --model runs/ref    # a checkpoint of your own
 
 Each measurement is a process of its own, since a process's peak memory never falls. What it prints, per path: the peak
-above what the loaded model takes, seconds, tokens a second, and the largest difference of losses.
+above what the loaded model takes (loading included), seconds, and the mean loss, which must agree.
 The model has random weights and a small width, so the head dominates, as nothing else grows with the vocabulary.
 """
 
