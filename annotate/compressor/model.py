@@ -5,8 +5,8 @@ works on one, a background thread tokenizes the next. On a GPU, inputs and resul
 pinned memory, and the host waits once a window.
 """
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
 
@@ -66,6 +66,7 @@ class Compressor:
         backend.no_truncation()
         backend.no_padding()
         # Text that reads like a special token stays text, as it does in the target tokenizer; not so in the package.
+        # (SentencePiece vocabularies hold such spellings as pieces: XLM-R still reads "</s>" as one, and scores it.)
         backend.encode_special_tokens = not package_parity
         self.model = load_model(
             AutoModelForTokenClassification, checkpoint.location, FLAG, checkpoint.revision, dtype, device
@@ -102,22 +103,15 @@ class Compressor:
         Returns:
             the words of all texts, with their probability to be kept; an empty text has none, and no chunks.
         """
-        windows = _windows(texts)
         parts: list[Words] = []
-        waiting: tuple[Chunks, Callable[[], np.ndarray]] | None = None
+        launched: tuple[Chunks, Callable[[], np.ndarray]] | None = None
         with ThreadPoolExecutor(max_workers=1) as background:
-            # A single window would gain nothing from the thread, so it is made here.
-            following = None if len(windows) == 1 else background.submit(self.chunks, windows[0])
-            for number, window in enumerate(windows):
-                chunks = self.chunks(window) if following is None else following.result()
-                if number + 1 < len(windows):
-                    following = background.submit(self.chunks, windows[number + 1])
-                launched = chunks, self._launch(chunks)
-                if waiting is not None:
-                    parts.append(merge_words(waiting[0], waiting[1]()))
-                waiting = launched
-            if waiting is not None:
-                parts.append(merge_words(waiting[0], waiting[1]()))
+            for chunks in _one_ahead(background, self.chunks, _windows(texts)):
+                before, launched = launched, (chunks, self._launch(chunks))
+                if before is not None:  # merged while a GPU works on the window that was just launched
+                    parts.append(merge_words(before[0], before[1]()))
+        if launched is not None:
+            parts.append(merge_words(launched[0], launched[1]()))
         return Words.concatenate(parts)
 
     def _launch(self, chunks: Chunks) -> Callable[[], np.ndarray]:
@@ -179,6 +173,17 @@ class Compressor:
             return None
         tensor = torch.from_numpy(array)
         return tensor.pin_memory().to(self.model.device, non_blocking=True) if self.on_gpu else tensor
+
+
+def _one_ahead(pool: Executor, function: Callable[[Any], Any], items: list[Any]) -> Iterator[Any]:
+    """Yield `function` of each item in order; while the caller works on one result, `pool` makes the next."""
+    following = pool.submit(function, items[0]) if items else None
+    for item in items[1:]:
+        result = following.result()
+        following = pool.submit(function, item)
+        yield result
+    if following is not None:
+        yield following.result()
 
 
 def _windows(texts: list[str]) -> list[list[str]]:

@@ -32,7 +32,7 @@ class Llmlingua2(Grouper):
     """Keep-probabilities in [0, 1], float32; 0 for a token that overlaps no word (special, white space only)."""
 
     name = "llmlingua2"
-    options = frozenset({"compressor_model", "dtype", "batch_tokens", "package_parity"})
+    options = frozenset({"compressor_model", "dtype", "batch_tokens", "package_parity", "device"})
     needs_spans = True
     uses_model = True
 
@@ -122,7 +122,7 @@ class Llmlingua2(Grouper):
             counters |= self._count_flips(batch, aligned.scores, rejects)
         scores = aligned.scores
         scores[~np.isfinite(scores)] = 0.0
-        return Scores({self.name: scores}, rejects, counters)
+        return Scores({self.name: scores}, rejects, counters, num_chunks)
 
     def _score(self, batch: TokenBatch, compressor: Compressor) -> tuple[Aligned, np.ndarray]:
         """Return the target tokens' scores, and the number of chunks of each document."""

@@ -29,7 +29,12 @@ from transformers import (
 PACKAGE_NAMES = {"bert": "bert-base-multilingual-cased", "xlm-roberta": "xlm-roberta-large"}
 
 
-# Real text that is always at hand: English prose and code, and single modules of many chunks.
+# Real text that is always at hand: the shipped records in many languages, and Python's own modules of many chunks.
+_RECORDS = Path(__file__).parents[2] / "annotate" / "sample" / "records.jsonl"
+SAMPLE = [
+    "\n".join(message["content"] for message in json.loads(line)["messages"])
+    for line in _RECORDS.read_text(encoding="utf-8").splitlines()
+]
 MODULES = [inspect.getsource(module) for module in (difflib, textwrap, random, argparse)]
 PARAGRAPHS = [paragraph for module in MODULES for paragraph in module.split("\n\n") if paragraph.strip()]
 # What tokenizers trip over: other scripts, unknown characters, special tokens spelled out, the marker itself.
@@ -52,8 +57,8 @@ TRICKY = [
 
 @lru_cache
 def small_tokenizer(family: str) -> Any:
-    """Return a tokenizer of 1,500 entries, trained on `PARAGRAPHS`."""
-    return TRAIN[family](PARAGRAPHS, 1500)
+    """Return a tokenizer of 3,000 entries, too few for all characters of the text that it is trained on."""
+    return TRAIN[family]([*PARAGRAPHS, *SAMPLE[:300]], 3000)
 
 
 def train_bert_tokenizer(texts: list[str], vocabulary: int) -> BertTokenizer:

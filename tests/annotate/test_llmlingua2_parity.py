@@ -17,6 +17,7 @@ from tests.annotate.compressor_checkpoints import (
     MODULES,
     PACKAGE_NAMES,
     PARAGRAPHS,
+    SAMPLE,
     TRAIN,
     TRICKY,
     load_package,
@@ -84,8 +85,8 @@ def small(request, tmp_path_factory):
     return save_compressor(directory, request.param, small_tokenizer(request.param))
 
 
-def test_parity_on_prose_code_and_tricky_texts(small):
-    assert check_parity(small, [*TRICKY, *PARAGRAPHS[:100], MODULES[1]]) > 5000
+def test_parity_on_prose_code_languages_and_tricky_texts(small):
+    assert check_parity(small, [*TRICKY, *SAMPLE[::3], *PARAGRAPHS[:50], MODULES[1]]) > 10_000
 
 
 def test_parity_where_chunks_cut_words(small):
