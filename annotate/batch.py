@@ -69,3 +69,5 @@ class Scores:
     columns: dict[str, np.ndarray]  # column name -> float32 [num_tokens], finite for every document not in `rejects`
     rejects: dict[int, str] = field(default_factory=dict)  # document index -> a sentence that says why it has no score
     counters: dict[str, float] = field(default_factory=dict)  # summed over shards, then given to `Grouper.report`
+    # int64 [num_documents]: pieces that the model saw each text in; None when it sees documents whole.
+    num_chunks: np.ndarray | None = None

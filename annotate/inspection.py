@@ -91,9 +91,7 @@ def find_document(directory: ShardDirectory, wanted: str, columns: list[str]) ->
         ids = [name for table in directory.tables(["document_id"]) for name in table["document_id"].to_pylist()]
         found = [number for number, name in enumerate(ids) if name.startswith(wanted)]
         if len(found) != 1:
-            several = (
-                f"{len(found)} ids that start so, such as {ids[found[0]]} and {ids[found[1]]}" if found else "none"
-            )
+            several = f"{len(found)} such ids, {ids[found[0]]} and {ids[found[1]]} among them" if found else "none"
             raise UserError(
                 f"--document {wanted}: expected a row from 0 to {count - 1} or the start of one document's id, found "
                 f"{several}. The ids are in the column document_id of {directory.path}."
@@ -146,7 +144,7 @@ def print_document(view: dict[str, Any], console: Console) -> None:
             facts += f"threshold {threshold:.4g}"
         else:
             facts = "reference losses: only the trainer can make groups of them"
-        console.rule(f"{name} · {facts}", align="left")
+        console.print(f"\n{name} · {facts}", style="bold", markup=False)
         console.print(coloured(document, scores, supervised, important, console.color_system is not None))
         texts = document["tokens"]["text"]
         order = [index for index in np.argsort(-scores, kind="stable") if supervised[index]][:TOP]

@@ -254,11 +254,10 @@ def _call_all(setters: list[Callable[[], None]]) -> None:
 
 def split(scores: Scores, batch: TokenBatch) -> list[Scored]:
     """Return what `scores` says of each document of the batch."""
-    num_chunks = getattr(scores, "num_chunks", None)
     results = []
     for number in range(len(batch)):
         here = batch.tokens_of(number)
         columns = {name: values[here] for name, values in scores.columns.items()}
-        chunks = 1 if num_chunks is None else int(num_chunks[number])
+        chunks = 1 if scores.num_chunks is None else int(scores.num_chunks[number])
         results.append(Scored(columns, chunks, scores.rejects.get(number)))
     return results

@@ -17,7 +17,7 @@ class Form {
     this.view = view;
     this.groupers = [];
     this.prompt = make("textarea", { id: "prompt", rows: "2", placeholder: "What the user asks" });
-    this.text = make("textarea", { id: "text", rows: "7", placeholder: "Paste a text here" });
+    this.text = make("textarea", { id: "text", rows: "5", placeholder: "Paste a text here" });
     this.key = make("input", { type: "password", id: "key", autocomplete: "off", change: () => this.load() });
     this.keyField = labelled("API key", this.key);
     this.keyField.hidden = true;
@@ -139,15 +139,20 @@ class Form {
     this.running?.abort();
     const { signal } = (this.running = new AbortController());
     this.root.classList.add("busy");
+    this.button.textContent = "Scoring…";
     try {
       const shared = { inputs: [this.input()], tokenizer: this.tokenizer };
       const answers = await Promise.all(names.map((grouper) => this.ask("v1/score", { ...shared, grouper }, signal)));
       this.fail("");
       this.view.show(viewOf(answers), { keep: true });
+      if (this.view.grid.getBoundingClientRect().top > window.innerHeight / 2) this.view.bar.scrollIntoView();
     } catch (error) {
       if (error.name !== "AbortError") this.fail(error.message);
     } finally {
-      if (this.running?.signal === signal) this.root.classList.remove("busy");
+      if (this.running?.signal === signal) {
+        this.root.classList.remove("busy");
+        this.button.textContent = "Score";
+      }
     }
     return undefined;
   }

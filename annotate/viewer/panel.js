@@ -68,16 +68,19 @@ class Panel {
   }
 
   draw(piece) {
-    const element = make("span", { text: piece.text });
+    // A line break is drawn where it stands, by style alone: what is copied stays the text.
+    const lines = piece.text.split("\n");
+    const broken = lines.flatMap((line, index) => (index ? [make("span", { class: "break", text: "\n" }), line] : [line]));
+    const element = make("span", {}, ...broken.filter((part) => part !== ""));
     if (piece.tokens.length) {
       element.className = "token";
       element.dataset.index = piece.tokens[0];
       if (piece.special) element.classList.add("special");
       if (piece.tokens.length > 1) element.classList.add("shared");
-      if (/\n/.test(piece.text)) element.classList.add("line");
       if (!piece.tokens.some((index) => this.item.tokens.supervised[index])) element.classList.add("prompt");
       for (const index of piece.tokens) this.elements[index] = element;
     }
+    if (!piece.tokens.length) element.className = "gap";
     return { ...piece, element };
   }
 
@@ -107,8 +110,16 @@ class Panel {
     this.stats.replaceChildren(
       make("strong", { text: `${count} of ${total}` }),
       ` supervised tokens important (${percent(share)}), threshold ${short(threshold)}`,
+      share < (1 - eta) / 2 && ties === "threshold" ? "; many tie at it, and ties are unimportant" : "",
     );
     this.stats.dataset.count = count;
+  }
+
+  /** Return the nearest token on one side that is shown; this one when there is none. */
+  next(step) {
+    let index = this.active + step;
+    while (this.elements[index] && !this.elements[index].getClientRects().length) index += step;
+    return this.elements[index] ? index : this.active;
   }
 
   hover(event) {
@@ -124,7 +135,7 @@ class Panel {
     if (event.key === "Escape") return this.owner.point(null);
     if (event.key === "Home") this.active = 0;
     else if (event.key === "End") this.active = last;
-    else if (step) this.active = Math.min(last, Math.max(0, this.active + step));
+    else if (step) this.active = this.next(step);
     else return undefined;
     event.preventDefault();
     const element = this.elements[this.active];

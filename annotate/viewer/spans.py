@@ -6,11 +6,12 @@ What enters: a document's text, ids and supervised mask, and its tokenizer. What
 Segments were tokenized one by one and special tokens come from templates alone, so a run of ordinary tokens with equal
 `supervised`, between special tokens or at a change, is a whole segment (or, under some chat templates, several). The
 runs' texts joined are the document's text. A run's end is guessed, and the guess is kept only if tokenizing these
-characters gives exactly the run's ids: then its spans are the ones that annotation had. Where no guess holds, such as in
-the last word of a document that was cut, spans are approximate from there to the end of the run.
+characters gives exactly the run's ids: then its spans are the ones that annotation had. Where no guess holds, such as
+in the last word of a document that was cut, spans are approximate from there to the end of the run.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -71,7 +72,7 @@ def _runs(special: np.ndarray, supervised: np.ndarray) -> Iterator[tuple[int, in
         return
     changes = np.flatnonzero((np.diff(special) != 0) | (np.diff(supervised) != 0)) + 1
     edges = [0, *changes.tolist(), special.size]
-    yield from zip(edges[:-1], edges[1:], strict=True)
+    yield from pairwise(edges)
 
 
 def _locate(text: str, at: int, ids: list[int], is_last: bool, target: TargetTokenizer) -> tuple[np.ndarray, int, int]:

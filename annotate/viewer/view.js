@@ -8,6 +8,7 @@ class View {
     this.eta = 0.7;
     this.ties = "threshold";
     this.by = "rank";
+    this.prompts = true; // show what is not supervised
     this.panels = [];
     this.tooltip = make("div", { class: "tooltip", role: "tooltip", hidden: true });
     this.spoken = make("div", { class: "spoken", "aria-live": "polite" });
@@ -25,7 +26,7 @@ class View {
     }
     this.bar = make("div", { class: "bar" }, ...this.controls());
     this.caption = make("p", { class: "caption" });
-    this.grid = make("div", { class: "panels" });
+    this.grid = make("div", { class: this.prompts ? "panels" : "panels responses-only" });
     this.root.replaceChildren(this.bar, this.legend(), this.caption, this.grid);
     this.open(0);
   }
@@ -79,6 +80,10 @@ class View {
       make("div", { class: "field eta" }, make("label", { for: "eta", text: "eta" }), range, number, this.means),
       labelled("ties", choose(rules, this.ties, (value) => { this.ties = value; this.update(); }, { id: "ties" })),
       labelled("shade", choose(scales, this.by, (value) => { this.by = value; this.update({ shade: true }); }, { id: "shade" })),
+      labelled("prompts", make("input", { type: "checkbox", id: "prompts", checked: this.prompts, change: (event) => {
+        this.prompts = event.target.checked;
+        this.grid.classList.toggle("responses-only", !this.prompts);
+      } })),
       make("div", { class: "exports" },
         make("button", { type: "button", id: "export-html", text: "Export HTML", click: () => exportHtml(this) }),
         make("button", { type: "button", id: "export-json", text: "Export JSON", click: () => exportJson(this) })),
