@@ -159,8 +159,8 @@ def run(
         annotate run --grouper llmlingua2 --data my.jsonl --tokenizer path/to/model --out shards/my
     """
     from annotate.groupers.base import GrouperOptions
-    from annotate.pipeline import Settings
     from annotate.pipeline import run as run_pipeline
+    from annotate.settings import Settings
     from annotate.summaries import print_summary
 
     console = Console(stderr=True, soft_wrap=True)

@@ -8,52 +8,31 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 
-from annotate.documents import FORMATS, detect_format
+from annotate.documents import detect_format
 from annotate.engines import make_engine
 from annotate.engines.base import Engine
 from annotate.groupers import grouper_class
 from annotate.groupers.base import Grouper, GrouperOptions
 from annotate.progress import RunProgress
 from annotate.readers import RawRecord
+from annotate.settings import Settings, check_settings
 from annotate.sources import SAMPLE_TOKENIZER, Source, canonical_json, find_source
 from annotate.stages import RecordShard, ScoreWorker, TokenizedShard, TokenizeWorker, record_id
 from annotate.templates import default_template, make_template
 from annotate.tokens import check_max_length, load_target
 from annotate.workspace import GrouperPlan, ShardRecord, Workspace, content_identity
-from common.errors import UserError, raise_together
+from common.errors import UserError
 from common.manifest import REJECTS_NAME, Counts, GrouperInfo, Manifest, SourceInfo, TokenizerInfo, load_manifest
 
 DEFAULT_TOKENIZER = "meta-llama/Llama-3.2-3B"  # the paper's
 RECORDS_TO_DETECT = 64
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Everything that `annotate run` takes."""
-
-    data: str
-    groupers: tuple[str, ...]
-    out: Path
-    tokenizer: str | None = None
-    tokenizer_revision: str | None = None
-    data_revision: str | None = None
-    template: str | None = None
-    format_name: str | None = None
-    max_length: int = 4096
-    limit: int | None = None
-    rows_per_shard: int = 1000
-    engine: str = "ray"
-    address: str | None = None
-    workers: int | None = None
-    gpus_per_worker: float = 1.0
-    options: GrouperOptions = field(default_factory=GrouperOptions)
 
 
 @dataclass(frozen=True)
@@ -67,48 +46,6 @@ class Summary:
     tokens_made: int
     seconds: float
     engine: str
-
-
-def check_settings(settings: Settings) -> None:
-    """Raise one `UserError` with everything that is wrong with the settings by themselves."""
-    problems = []
-    if not settings.groupers:
-        problems.append("--grouper: name at least one.")
-    classes: list[type[Grouper]] = []
-    for name in dict.fromkeys(settings.groupers):
-        try:
-            classes.append(grouper_class(name))
-        except UserError as error:
-            problems.append(str(error))
-    if settings.format_name is not None and settings.format_name not in FORMATS:
-        problems.append(f"--format {settings.format_name}: expected one of {', '.join(FORMATS)}.")
-    for flag, value in (("--limit", settings.limit), ("--rows-per-shard", settings.rows_per_shard)):
-        if value is not None and value < 1:
-            problems.append(f"{flag} {value}: expected at least 1.")
-    if settings.max_length < 2:
-        problems.append(f"--max-length {settings.max_length}: expected at least 2 tokens.")
-    read = {option for kind in classes for option in kind.options}
-    given = [name for name in FLAG_OPTIONS if getattr(settings.options, name) is not None]
-    if not problems:  # an unknown grouper could have been the one that reads it
-        problems += [
-            f"--{name.replace('_', '-')} is read by none of {', '.join(settings.groupers)}. Drop it, or add a grouper."
-            for name in given
-            if name not in read
-        ]
-    raise_together(problems)
-
-
-# The fields of GrouperOptions that are flags of the command line.
-FLAG_OPTIONS = (
-    "seed",
-    "compressor_model",
-    "reference_model",
-    "base_model",
-    "dtype",
-    "batch_tokens",
-    "package_parity",
-    "device",
-)
 
 
 def run(settings: Settings, console: Console) -> Summary:

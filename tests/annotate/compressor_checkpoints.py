@@ -135,8 +135,8 @@ class _OneToken:
         return [0]
 
 
-def load_package(directory: Path) -> Any:
-    """Return the `llmlingua` package's compressor for a checkpoint, in float32 on the CPU.
+def load_package(directory: Path, device: str = "cpu") -> Any:
+    """Return the `llmlingua` package's compressor for a checkpoint, in the dtype of its files (here float32).
 
     The only thing replaced is `tiktoken.encoding_for_model`, which needs the network. The package counts tokens with
     it for its price estimate, and to weight words when it looks for the threshold above which a word is kept; chunks,
@@ -150,7 +150,7 @@ def load_package(directory: Path) -> Any:
     tiktoken.encoding_for_model = lambda model: _OneToken()
     state = torch.random.get_rng_state()
     try:
-        package = llmlingua.PromptCompressor(str(directory), device_map="cpu", use_llmlingua2=True)
+        package = llmlingua.PromptCompressor(str(directory), device_map=device, use_llmlingua2=True)
     finally:
         tiktoken.encoding_for_model = original
         torch.random.set_rng_state(state)

@@ -11,7 +11,8 @@ from annotate.alignment import align
 from annotate.compressor.checkpoint import Checkpoint
 from annotate.compressor.model import Compressor
 from annotate.groupers.base import GrouperOptions
-from annotate.pipeline import Settings, run
+from annotate.pipeline import run
+from annotate.settings import Settings
 from annotate.templates import Segment
 from annotate.tokens import TargetTokenizer
 from common.errors import UserError

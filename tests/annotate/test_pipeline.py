@@ -15,7 +15,8 @@ from rich.console import Console
 
 from annotate import stages
 from annotate.groupers.base import GrouperOptions
-from annotate.pipeline import Settings, run
+from annotate.pipeline import run
+from annotate.settings import Settings
 from annotate.verification import verify_shards
 from common.errors import UserError
 from common.files import sha256_file

@@ -8,7 +8,8 @@ import pytest
 from rich.console import Console
 
 from annotate.engines import make_engine
-from annotate.pipeline import Settings, run
+from annotate.pipeline import run
+from annotate.settings import Settings
 from common.errors import UserError
 from common.files import sha256_file
 

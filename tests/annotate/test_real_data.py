@@ -8,7 +8,8 @@ import pytest
 from rich.console import Console
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from annotate.pipeline import Settings, run
+from annotate.pipeline import run
+from annotate.settings import Settings
 from annotate.tokens import load_tokenizer
 
 pytestmark = pytest.mark.slow

@@ -26,7 +26,8 @@ from rich.console import Console
 
 from annotate.groupers.base import GrouperOptions
 from annotate.groupers.tfidf import Tfidf
-from annotate.pipeline import Settings, run
+from annotate.pipeline import run
+from annotate.settings import Settings
 from annotate.stages import from_table
 from annotate.tokens import load_target, load_tokenizer
 
