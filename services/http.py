@@ -36,7 +36,8 @@ def require_key(request: Request, key: str | None) -> None:
     if key is None:
         return
     scheme, _, sent = request.headers.get("authorization", "").partition(" ")
-    digests = [hashlib.sha256(value.encode("utf-8", "surrogatepass")).digest() for value in (key, sent.strip())]
+    # Headers arrive decoded as Latin-1; these are the bytes that were sent.
+    digests = [hashlib.sha256(value).digest() for value in (key.encode(), sent.strip().encode("latin-1"))]
     if not hmac.compare_digest(*digests) or scheme.lower() != "bearer":
         raise ApiError(
             "unauthorized", "expected the header `Authorization: Bearer <API key>`.", {"WWW-Authenticate": "Bearer"}

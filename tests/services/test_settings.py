@@ -1,0 +1,101 @@
+"""Settings from variables, and what a server is made of before it listens."""
+
+import shutil
+
+import pytest
+
+from common.errors import UserError
+from services.catalog import build_catalog
+from services.errors import ApiError
+from services.metrics import Metrics
+from services.settings import Settings
+
+
+def test_variables_become_settings():
+    settings = Settings.from_environment(
+        {
+            "SFT_GO_STATE": "a=one:two",
+            "SFT_GO_MAX_INPUTS": "7",
+            "SFT_GO_BATCH_WINDOW_MS": "1.5",
+            "SFT_GO_PACKAGE_PARITY": "true",
+            "SFT_GO_API_KEY": "key",
+            "SFT_GO_DTYPE": "",
+            "OTHER": "x",
+        }
+    )
+    assert settings.state == ("a=one", "two")
+    assert (settings.max_inputs, settings.batch_window_ms, settings.package_parity) == (7, 1.5, True)
+    assert settings.dtype is None
+    assert "key" not in repr(settings).replace("api_key", "")
+
+
+def test_all_wrong_variables_are_told_together():
+    environment = {"SFT_GO_MAX_INPUTS": "many", "SFT_GO_MAX_QUEUE": "-1", "SFT_GO_PACKAGE_PARITY": "perhaps"}
+    with pytest.raises(UserError) as raised:
+        Settings.from_environment(environment)
+    for name in environment:
+        assert name in str(raised.value)
+    assert "3 problems" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({}, "found neither"),
+        ({"SFT_GO_STATE": "a", "SFT_GO_TOKENIZER": "b"}, "Drop one"),
+        ({"SFT_GO_TOKENIZER": "b", "SFT_GO_BASE_MODEL": "c"}, "--reference-model"),
+        ({"SFT_GO_TOKENIZER": "b", "SFT_GO_MAX_QUEUE": "4", "SFT_GO_MAX_INPUTS": "5"}, "would never fit"),
+    ],
+)
+def test_settings_that_contradict_each_other(environment, message):
+    with pytest.raises(UserError, match=message):
+        Settings.from_environment(environment)
+
+
+def test_misspelt_variables_are_found():
+    settings = Settings(tokenizer="b")
+    assert settings.unknown({"SFT_GO_MAX_INPUT": "3", "SFT_GO_DATA_HOME": "/d", "SFT_GO_STATE": ""}) == [
+        "SFT_GO_MAX_INPUT"
+    ]
+
+
+def test_two_directories_stand_side_by_side_and_share_models(shards, models):
+    catalog = build_catalog(Settings(state=(f"first={shards}", f"second={shards}")), Metrics())
+    assert list(catalog.targets) == ["first", "second"]
+    first, second = catalog.find("llmlingua2", "first"), catalog.find("llmlingua2", "second")
+    assert first.worker is second.worker, "one copy of a model"
+    assert catalog.find("tfidf", "first").worker is not catalog.find("tfidf", "second").worker
+    assert catalog.find("tfidf", None).target.name == "first"
+    for grouper, tokenizer in ((None, None), ("nothing", None), ("tfidf", "third")):
+        with pytest.raises(ApiError):
+            catalog.find(grouper, tokenizer)
+    with pytest.raises(UserError, match="Name the shard directories"):
+        build_catalog(Settings(state=(str(shards), str(shards))), Metrics())
+
+
+def test_only_the_named_groupers_are_served(shards):
+    catalog = build_catalog(Settings(state=(str(shards),), groupers=("random",)), Metrics())
+    assert [column.name for column in catalog.columns] == ["random"]
+    assert catalog.find(None, None).name == "random"
+
+
+def test_models_by_flag_without_shards(models, sample_tokenizer):
+    settings = Settings(
+        tokenizer=str(sample_tokenizer),
+        compressor_model=models.compressor_model,
+        reference_model=models.reference_model,
+    )
+    catalog = build_catalog(settings, Metrics())
+    assert [column.name for column in catalog.columns] == ["llmlingua2", "rho1"]
+
+
+def test_damaged_directories_are_refused(shards, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(shards, broken)
+    (broken / "state" / "tfidf.parquet").unlink()
+    with pytest.raises(UserError, match="what tfidf fitted is missing"):
+        build_catalog(Settings(state=(str(broken),)), Metrics())
+    path = broken / "tokenizer" / "tokenizer.json"
+    path.write_text(path.read_text(encoding="utf-8").replace('"<|bos|>"', '"<|other|>"'), encoding="utf-8")
+    with pytest.raises(UserError, match="expected the tokenizer that the shards were made with"):
+        build_catalog(Settings(state=(str(broken),)), Metrics())
