@@ -5,7 +5,8 @@
 The three run in one process over the same documents in the same order, in short alternating runs; the first steps of
 each run are left out. Of each step, the fastest of all rounds counts, since other work on the machine only ever adds
 time; printed are the medians over the steps and the medians of the step-by-step ratios. Two clocks: wall time, and this
-process's processor time.
+process's processor time. The last column is what the objective and the curves themselves take of a step, measured
+around their own code: the number to trust on a machine that is busy with other things.
 """
 
 import argparse
@@ -49,6 +50,22 @@ def main() -> None:
     from train.models import TINY, load_tokenizer, tiny_model
     from train.settings import ObjectiveSettings
     from train.trainer import GOTrainer
+
+    own_s: dict[str, list[float]] = {}
+
+    class TimedTrainer(GOTrainer):
+        def _forward(self, *arguments):
+            started = time.perf_counter()
+            result = super()._forward(*arguments)
+            self.forward_s = time.perf_counter() - started
+            return result
+
+        def _step_loss(self, *arguments):
+            started = time.perf_counter()
+            result = super()._step_loss(*arguments)
+            took_s = time.perf_counter() - started - self.forward_s
+            own_s.setdefault(self.args.objective, []).append(took_s * self.args.gradient_accumulation_steps)
+            return result
 
     class Clock(TrainerCallback):
         def __init__(self):
@@ -96,7 +113,7 @@ def main() -> None:
         if kind == "trl":
             return SFTTrainer(model, args, train_dataset=plain, processing_class=tokenizer)
         args.objective = kind
-        return GOTrainer(model, args, data.train.select(range(len(plain))), processing_class=tokenizer)
+        return TimedTrainer(model, args, data.train.select(range(len(plain))), processing_class=tokenizer)
 
     kinds = ("trl", "sft", "go")
     wall, processor = ({kind: [] for kind in kinds} for _ in range(2))
@@ -117,7 +134,8 @@ def main() -> None:
     print(f"shards   {options.shards}, column {plan.column}, {tokens:,} tokens in {len(plain)} documents")
     print(f"step     {options.batch} × {options.accumulate} documents of at most {options.max_length} tokens")
     print(f"runs     {options.rounds} alternating rounds of {options.steps} steps after {WARM_UP} of warm-up")
-    print(f"{'':8} {'wall s/step':>12} {'to sft':>7} {'to trl':>7}   {'cpu s/step':>12} {'to sft':>7} {'to trl':>7}")
+    clocks = "".join(f" {name:>12} {'to sft':>7} {'to trl':>7}  " for name in ("wall s/step", "cpu s/step"))
+    print(f"{'':8}{clocks} {'own ms':>7}")
     for kind in kinds:
         line = f"{kind:8}"
         for times in (wall, processor):
@@ -127,7 +145,7 @@ def main() -> None:
                 pairs = zip(fastest[kind], fastest[other], strict=True)
                 line += f" {statistics.median(a / b for a, b in pairs):7.3f}"
             line += "  "
-        print(line)
+        print(line + (f" {1000 * statistics.median(own_s[kind]):7.2f}" if kind in own_s else ""))
 
 
 if __name__ == "__main__":
