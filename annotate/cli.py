@@ -152,11 +152,13 @@ def run(
 
     Examples:
 
-        annotate run                                          (shipped sample, TF-IDF, into ./shards)
+    - `annotate run` scores the shipped sample by TF-IDF into ./shards
 
-        annotate run --grouper tfidf --data alpaca --tokenizer meta-llama/Llama-3.2-3B --out shards/alpaca
+    - `annotate run --grouper tfidf --data alpaca --out shards/alpaca` takes the paper's data and tokenizer
 
-        annotate run --grouper llmlingua2 --data my.jsonl --tokenizer path/to/model --out shards/my
+    - `annotate run --grouper llmlingua2 --data my.jsonl --tokenizer my/model --out shards/my`
+
+    - the same again with `--grouper frequency` adds a column; after a kill, it goes on where it stopped
     """
     from annotate.groupers.base import GrouperOptions
     from annotate.pipeline import run as run_pipeline
