@@ -11,7 +11,10 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
+from accelerate.data_loader import SeedableRandomSampler
+from datasets import Dataset
 from torch import Tensor
+from torch.utils.data import RandomSampler, SequentialSampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import SFTTrainer
 
@@ -25,6 +28,7 @@ from train.objectives.base import worst_group
 from train.objectives.go import lambda_at
 from train.objectives.rho1 import select_top
 from train.objectives.tokens import Counts, Tokens, sum_losses
+from train.sampler import FilledDataset, FilledSampler
 from train.step import GuessRecord, Step, random_state, replayed, wrong_batches
 
 
@@ -97,6 +101,25 @@ class GOTrainer(SFTTrainer):
             dict.fromkeys([*self._signature_columns, "supervised", IMPORTANT, REFERENCE_LOSS])
         )
 
+    def _get_dataloader(
+        self, dataset, description, batch_size, sampler_fn=None, is_training=False, dataloader_key=None
+    ):
+        """Complete the last round of batches over the ranks with empty rows; the base class repeats documents there."""
+        args = self.args
+        is_exact = not args.dataloader_drop_last and args.train_sampling_strategy != "batch_rebalance"
+        if self._num_ranks > 1 and is_exact and isinstance(dataset, Dataset):
+            dataset = FilledDataset(self._remove_unused_columns(dataset, description))
+            order, multiple = sampler_fn, batch_size * self._num_ranks
+
+            def sampler_fn(filled):
+                sampler = order(filled.base) or SequentialSampler(filled.base)
+                if isinstance(sampler, RandomSampler):  # accelerate would do this, were it not wrapped
+                    seed = args.seed if args.data_seed is None else args.data_seed
+                    sampler = SeedableRandomSampler(filled.base, data_seed=seed)
+                return FilledSampler(sampler, multiple)
+
+        return super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, dataloader_key)
+
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """Fetch the micro-batches of one optimizer step and count its tokens before any forward pass."""
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -105,7 +128,9 @@ class GOTrainer(SFTTrainer):
         for counts in local:
             total = total.plus(counts)
         if self._num_ranks > 1:
-            total = Counts(*self._sum_over_ranks(torch.tensor(total, device=device)).tolist())
+            *values, num_over_ranks = self._sum_over_ranks(torch.tensor([*total, len(batches)], device=device)).tolist()
+            assert num_over_ranks == len(batches) * self._num_ranks, "every rank must run as many micro-batches"
+            total = Counts(*values)
         self._step = Step(batches, local, total, self._lambda())
         return batches, num_items
 
@@ -169,7 +194,7 @@ class GOTrainer(SFTTrainer):
         if not decides:
             if is_last:
                 self.curves.add_step(step.local_sums(), step.counts, step.weight, is_reduced=False)
-            if objective.is_plain_mean(step.weight):
+            if objective.is_plain_mean(step.weight) and (num_items is not None or not objective.needs_groups):
                 return base_loss
             return self._scaled(objective.loss(tokens, step.counts, step.weight, None), outputs)
         if not is_last:
