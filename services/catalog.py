@@ -193,9 +193,12 @@ def _worker(name: str, grouper: Grouper, target: Target, settings: Settings, met
 
 
 def short_name(name: str) -> str:
-    """Return how a tokenizer or model is called: a directory by its last part, a hub id as it is."""
+    """Return how a tokenizer or model is called: a directory by its last telling part, a hub id as it is."""
     path = Path(name)
-    return path.resolve().name if path.is_dir() or path.is_absolute() else name
+    if not path.is_dir() and not path.is_absolute():
+        return name
+    path = path.resolve()
+    return path.parent.name if path.name == TOKENIZER_NAME else path.name
 
 
 def public_parameters(parameters: dict[str, Any]) -> dict[str, Any]:

@@ -166,7 +166,7 @@ def test_groupers_and_info_say_what_there_is(server, models):
         info = client.get("/info").json()
     assert [grouper["name"] for grouper in groupers] == list(COLUMNS)
     assert {grouper["name"]: grouper["kind"] for grouper in groupers}["rho1"] == "reference_loss"
-    assert all(grouper["ready"] and grouper["tokenizers"] == ["tokenizer"] for grouper in groupers)
+    assert all(grouper["ready"] and grouper["tokenizers"] == ["sample"] for grouper in groupers)
     assert info["tokenizers"][0]["max_length"] == 4096
     # No directory of the server is told to clients.
     assert str(Path(models.compressor_model).parent) not in json.dumps([groupers, info])
@@ -174,7 +174,7 @@ def test_groupers_and_info_say_what_there_is(server, models):
 
 
 def test_the_tokenizer_can_be_named(server):
-    assert score(server, TEXT, "tfidf", tokenizer="tokenizer") == score(server, TEXT, "tfidf")
+    assert score(server, TEXT, "tfidf", tokenizer="sample") == score(server, TEXT, "tfidf")
     with server.client() as client:
         response = client.post("/v1/score", json={"inputs": TEXT, "grouper": "tfidf", "tokenizer": "/etc/passwd"})
     assert (response.status_code, response.json()["error_type"]) == (422, "invalid_input")
