@@ -67,7 +67,9 @@ class RayEngine(Engine):
             where = f"the cluster at --address {address}" if address else "a local Ray"
             raise UserError(
                 f"{where} could not be reached or started ({type(error).__name__}: {str(error).splitlines()[0]}). "
-                "Check the address (`ray status`), or use --engine local."
+                "Check the address (`ray status`); a cluster with token authentication (what `ray start` sets up by "
+                "default since Ray 2.60) needs RAY_AUTH_MODE=token here and its token in ~/.ray/auth_token or "
+                "RAY_AUTH_TOKEN. Or use --engine local."
             ) from error
 
     @property
