@@ -18,12 +18,13 @@ from annotate.compressor.chunks import Chunks, make_chunks, tokenize
 from annotate.compressor.parity import make_package_chunks
 from annotate.compressor.rule import WordRule
 from annotate.compressor.words import Words, merge_words
-from annotate.reference_loss import plan_batches
 from common.errors import UserError
 
 # Default budgets, padding included. On a CPU a batch's activations should stay near the caches; on a GPU the matrix
 # products of XLM-R large are long past their peak size, and a batch takes tens of milliseconds and about 2 GiB.
 BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}
+# Most padding of a batch, as a share of what is not padding. On a GPU a few more rows cost less than another batch.
+MAX_PADDING = {"cpu": 0.1, "cuda": 0.5}
 WINDOW_CHARACTERS = 1 << 18  # about 60,000 tokens: sorted by length together, with little padding left
 
 
@@ -131,7 +132,7 @@ class Compressor:
         widths = -(-lengths // 8) * 8 if self.on_gpu else lengths  # attention kernels for GPUs want multiples of 8
         results: list[tuple[np.ndarray, np.ndarray, Any]] = []
         with torch.inference_mode():
-            for rows in plan_batches(widths, self.batch_tokens):
+            for rows in plan_batches(widths, self.batch_tokens, MAX_PADDING[self.model.device.type]):
                 columns = np.arange(int(widths[rows].max()))
                 real = columns < lengths[rows, None]  # bool [rows, width]
                 sources = (starts[rows, None] + columns)[real]
@@ -173,6 +174,27 @@ class Compressor:
             return None
         tensor = torch.from_numpy(array)
         return tensor.pin_memory().to(self.model.device, non_blocking=True) if self.on_gpu else tensor
+
+
+def plan_batches(lengths: np.ndarray, batch_tokens: int, max_padding: float) -> list[np.ndarray]:
+    """Return index arrays (int64) that cover every chunk once, longest first.
+
+    A batch takes the next chunks as long as rows · longest stays within `batch_tokens` and within (1 + `max_padding`) ·
+    the sum of its lengths; its first chunk is always taken. Longest first, so that a budget which is too large for the
+    device fails at once, not hours later.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    sums = np.concatenate([[0], np.cumsum(lengths[order])])
+    batches, start = [], 0
+    while start < len(order):
+        longest = int(lengths[order[start]])
+        rows = np.arange(1, min(max(1, batch_tokens // longest), len(order) - start) + 1)
+        # Lengths fall, so the share of padding only grows with the rows.
+        fits = rows * longest <= (1 + max_padding) * (sums[start + rows] - sums[start])
+        stop = start + int(fits.sum())
+        batches.append(order[start:stop])
+        start = stop
+    return batches
 
 
 def _one_ahead(pool: Executor, function: Callable[[Any], Any], items: list[Any]) -> Iterator[Any]:
