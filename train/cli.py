@@ -1,6 +1,7 @@
 """The `train` command: a small dispatcher that pays for torch only when something is trained.
 
 train run --shards <dir> [...]     fine-tune from annotated shards
+train presets [show <name>]        the paper's recipes
 """
 
 import dataclasses
@@ -17,9 +18,17 @@ Fine-tune a language model from the shards that `annotate run` makes.
 
 commands:
   run       train: `train run --shards <dir> --model <id, directory or tiny> --objective go`
+  presets   the paper's recipes: `train presets`, `train presets show <name>`,
+            `train run --preset <name> --shards <dir>`
 
 `train run --help` lists the flags of this project; `train run --help-all` adds every flag of TRL's SFTConfig and
 ModelConfig, all of which work under their own names, on the command line or in a YAML file given with --config."""
+
+PRESETS_USAGE = """usage: train presets [show <name>]
+
+The recipes of the paper's appendix F: a table, or one preset's file with what was chosen where the paper is silent.
+
+`train run --preset <name> --shards <dir>` trains by one; other flags win over it, and the batch stays what it is."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -43,7 +52,23 @@ def dispatch(words: list[str]) -> int:
     command, rest = words[0], words[1:]
     if command == "run":
         return _run(rest)
-    raise UserError(f"unknown command {command!r}; expected: run. `train --help` says more.")
+    if command == "presets":
+        return _presets(rest)
+    raise UserError(f"unknown command {command!r}; expected: run or presets. `train --help` says more.")
+
+
+def _presets(rest: list[str]) -> int:
+    from train.recipes import preset_table, preset_text
+
+    if rest in (["-h"], ["--help"]):
+        print(PRESETS_USAGE)
+    elif not rest or rest == ["list"]:
+        print("\n".join([*preset_table(), "", PRESETS_USAGE.splitlines()[-1]]))
+    elif rest[0] == "show" and len(rest) == 2:
+        print(preset_text(rest[1]), end="")
+    else:
+        raise UserError(f"train presets {' '.join(rest)}: expected `train presets` or `train presets show <name>`.")
+    return 0
 
 
 def _run(rest: list[str]) -> int:
@@ -80,6 +105,8 @@ def run_help() -> str:
         "and every flag of TRL's SFTConfig and ModelConfig under its own name, for example:",
         "  --output_dir runs/mine --max_steps 30 --learning_rate 1e-5 --num_train_epochs 15",
         "  --per_device_train_batch_size 8 --gradient_accumulation_steps 8 --packing true --seed 1",
+        "  --resume_from_checkpoint   go on from the newest checkpoint of --output_dir, or from the one given",
+        "  --use_peft true --lora_r 16   train an adapter",
         "  --config run.yaml          the same names in a YAML file; flags on the command line win",
         "  --help-all                 every flag with its text",
     ]

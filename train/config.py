@@ -1,32 +1,24 @@
 """The trainer's configuration: TRL's `SFTConfig`, the objective's settings, and what the command line makes of both.
 
-What enters: flags, and a YAML file by `--config` with the same names. What leaves: `RunSettings`, a `GOConfig` and
-TRL's `ModelConfig`, checked as far as they can be without touching shards or models, with all problems in one error.
+What enters: flags, and under them a YAML file by `--config` and a `--preset`, with the same names. What leaves:
+`RunSettings`, a `GOConfig` and TRL's `ModelConfig`, checked as far as they can be without touching shards or models,
+with all problems in one error.
 """
 
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
 import torch
 from trl import ModelConfig, SFTConfig, TrlParser
 
 from common.errors import UserError, raise_together
+from train.arguments import gather
 from train.objectives import OBJECTIVES
+from train.refusals import flag_problems, training_problems
 from train.settings import ObjectiveSettings, RunSettings
-
-# Flags of SFTConfig that make text into tokens. Shards hold tokens already.
-SETTLED_BY_SHARDS = (
-    "dataset_text_field",
-    "dataset_kwargs",
-    "eos_token",
-    "pad_token",
-    "chat_template_path",
-    "completion_only_loss",
-    "assistant_only_loss",
-)
 
 
 @dataclass
@@ -58,32 +50,7 @@ class GOConfig(ObjectiveSettings, SFTConfig):
 
     def all_problems(self) -> list[str]:
         """Return what is wrong with the objective, and every setting that would bypass it or do nothing."""
-        found = self.problems(tuple(OBJECTIVES))
-        defaults = {f.name: f.default for f in SFTConfig.__dataclass_fields__.values()}
-        for name in SETTLED_BY_SHARDS:
-            if getattr(self, name) not in (defaults[name], None, False):
-                found.append(
-                    f"--{name}: the shards fix text, template and supervised tokens; remove the flag, or annotate "
-                    "again with `annotate run`."
-                )
-        if (self.liger_kernel_config or {}).get("fused_linear_cross_entropy"):
-            found.append("--liger_kernel_config: fused_linear_cross_entropy computes its own loss; set it to false.")
-        if self.packing and self.packing_strategy == "wrapped":
-            found.append("--packing_strategy wrapped: cuts documents apart, so groups would mix; use bfd.")
-        if self.objective == "sft" or self.objective not in OBJECTIVES:
-            return found
-        bypass = f"would bypass objective {self.objective}"
-        if self.label_smoothing_factor:
-            found.append(f"--label_smoothing_factor: {bypass}; remove it, or use --objective sft.")
-        if self.loss_type != "nll":
-            found.append(f"--loss_type {self.loss_type}: {bypass}; use nll, or --objective sft.")
-        if not self.average_tokens_across_devices:
-            found.append(
-                f"--average_tokens_across_devices false: {bypass}, which counts the tokens of all ranks; remove it."
-            )
-        if str(self.optim).endswith(("lomo", "adalomo")):
-            found.append(f"--optim {self.optim}: updates during the backward pass, which {bypass}; choose another.")
-        return found
+        return training_problems(self, OBJECTIVES)
 
 
 class Configuration(NamedTuple):
@@ -92,7 +59,8 @@ class Configuration(NamedTuple):
     run: RunSettings
     args: GOConfig
     model: ModelConfig
-    given: frozenset[str]  # names that the user set, on the command line or in the YAML file
+    given: frozenset[str]  # names that were set on the command line, in the YAML file or by the preset
+    over_preset: tuple[str, ...] = ()  # settings of the preset that the user set otherwise
 
 
 class _Parser(TrlParser):
@@ -112,18 +80,22 @@ def parse(arguments: Sequence[str]) -> Configuration:
     Raises:
         UserError: with every problem found.
     """
-    arguments = join_repeated(list(arguments), "--shards")
-    given = set(_given(arguments))
+    said = gather(arguments, world_size())
+    given = said.given
+    parser = build_parser()
+    unknown = parser.set_defaults_with_config(**said.settings)[::2]
+    if unknown:
+        where = "--config" if said.preset is None else f"--config or preset {said.preset}"
+        raise UserError(f"{where}: no such flags: {', '.join(unknown)}. `train run --help-all` lists them.")
     try:
-        run, args, model = build_parser().parse_args_and_config(arguments)
+        run, args, model = parser.parse_args_into_dataclasses(args=said.flags)
     except UserError:
         raise
-    except FileNotFoundError as error:
-        raise UserError(f"--config: no such file: {error.filename}.") from error
     except (ValueError, TypeError, ImportError) as error:
         raise UserError(str(error)) from error
-    problems = args.all_problems() + _run_problems(run, model)
-    raise_together(problems)
+    raise_together(args.all_problems() + flag_problems(run, args, model, given))
+    run.preset = said.preset
+    args.resume_from_checkpoint = _resume(args.resume_from_checkpoint)
     if model.model_name_or_path and not run.model:
         run.model = model.model_name_or_path
     run.model = run.model or "tiny"
@@ -138,58 +110,13 @@ def parse(arguments: Sequence[str]) -> Configuration:
             args.learning_rate = 1e-3
         if not given & {"gradient_checkpointing", "activation_checkpointing"}:
             args.gradient_checkpointing = args.activation_checkpointing = False
-    return Configuration(run, args, model, frozenset(given))
+    return Configuration(run, args, model, given, said.over_preset)
 
 
-def _run_problems(run: RunSettings, model: ModelConfig) -> list[str]:
-    found = []
-    if not run.shards:
-        found.append("--shards: expected one or more directories made by `annotate run`, found none.")
-    if not 0.0 <= run.eval_fraction < 1.0:
-        found.append(f"--eval_fraction: expected a share in [0, 1), found {run.eval_fraction}.")
-    if run.model and model.model_name_or_path and run.model != model.model_name_or_path:
-        found.append(f"--model {run.model} and --model_name_or_path {model.model_name_or_path} differ: give one.")
-    if run.model == "tiny" and model.use_peft:
-        found.append("--use_peft: the tiny model has random weights, so an adapter on it learns nothing; remove it.")
-    return found
-
-
-def join_repeated(arguments: list[str], flag: str) -> list[str]:
-    """Return `arguments` with the values of every `flag` behind its first occurrence (argparse keeps the last only)."""
-    rest: list[str] = []
-    values: list[str] = []
-    first = None
-    index = 0
-    while index < len(arguments):
-        word = arguments[index]
-        index += 1
-        if word != flag and not word.startswith(f"{flag}="):
-            rest.append(word)
-            continue
-        first = len(rest) if first is None else first
-        values += [word.partition("=")[2]] if "=" in word else []
-        while index < len(arguments) and not arguments[index].startswith("--"):
-            values.append(arguments[index])
-            index += 1
-    return rest if first is None else [*rest[:first], flag, *values, *rest[first:]]
-
-
-def _given(arguments: list[str]) -> list[str]:
-    names = [word[2:].partition("=")[0].replace("-", "_") for word in arguments if word.startswith("--")]
-    names = [name.removeprefix("no_") for name in names]
-    if "--config" in arguments[:-1]:
-        import yaml
-
-        path = arguments[arguments.index("--config") + 1]
-        try:
-            with open(path, encoding="utf-8") as file:
-                loaded: Any = yaml.safe_load(file)
-        except FileNotFoundError:
-            raise UserError(f"--config: no such file: {path}.") from None
-        except yaml.YAMLError as error:
-            raise UserError(f"--config {path}: expected YAML ({error}).") from error
-        names += list(loaded) if isinstance(loaded, dict) else []
-    return names
+def _resume(value: str | bool | None) -> str | bool | None:
+    """Return `--resume_from_checkpoint`: True for the newest checkpoint, a directory, or None."""
+    words = {"true": True, "yes": True, "1": True, "false": None, "no": None, "0": None, "none": None}
+    return words.get(str(value).lower(), value)
 
 
 def world_size() -> int:

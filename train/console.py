@@ -72,11 +72,16 @@ class MetricsCallback(TrainerCallback):
             return
         path = Path(args.output_dir) / METRICS_NAME
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps(entry) for entry in state.log_history]
-        path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        path.write_text("".join(map(_line, state.log_history)), encoding="utf-8")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         """Append the entry."""
         if state.is_world_process_zero and state.log_history:
             with open(Path(args.output_dir) / METRICS_NAME, "a", encoding="utf-8") as file:
-                file.write(json.dumps(state.log_history[-1]) + "\n")
+                file.write(_line(state.log_history[-1]))
+
+
+def _line(entry: dict[str, float]) -> str:
+    """Return an entry's line: the step first, and in one order before and after a resume."""
+    first = [name for name in ("step", "epoch", "loss", "eval_loss") if name in entry]
+    return json.dumps({name: entry[name] for name in [*first, *sorted(set(entry) - set(first))]}) + "\n"

@@ -41,6 +41,31 @@ class Curves:
             sums, counts = self._evaluation[0].plus(sums), self._evaluation[1].plus(counts)
         self._evaluation = (sums, counts)
 
+    def pending(self, reduce: Reduce) -> list[list]:
+        """Return the steps since the last log line as JSON values, over all ranks, to be kept through a kill."""
+        if not self._steps:
+            return []
+        stacked = torch.stack([sums for sums, *_ in self._steps])
+        if not self._steps[0][3]:
+            stacked = reduce(stacked)
+        return [
+            [row.tolist(), list(counts), weight, is_reduced]
+            for row, (_, counts, weight, is_reduced) in zip(stacked.cpu(), self._steps, strict=True)
+        ]
+
+    def restore(self, pending: list[list], is_first_rank: bool, device: torch.device) -> None:
+        """Take up what `pending` returned; sums that are still to be reduced go to one rank alone."""
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        self._steps = [
+            (
+                torch.tensor(sums, dtype=dtype, device=device) * (is_reduced or is_first_rank),
+                Counts(*counts),
+                weight,
+                is_reduced,
+            )
+            for sums, counts, weight, is_reduced in pending
+        ]
+
     def flush_steps(self, reduce: Reduce, has_groups: bool) -> dict[str, float]:
         """Return the entries for the steps since the last call, averaged over them, and forget them."""
         if not self._steps:

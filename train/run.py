@@ -16,12 +16,14 @@ from transformers.utils import logging
 from trl import get_peft_config, pack_dataset
 
 from common.errors import UserError
+from common.manifest import manifest_hash
 from train.config import Configuration, command_line, world_size
 from train.console import ConsoleCallback, MetricsCallback
 from train.data import TrainingData, load_data, open_shards, plan_groups
 from train.models import CHECKPOINTING_FROM, load_model, load_tokenizer
 from train.preflight import preflight_lines
 from train.report import CURVES_NAME, RUN_NAME, device_name, draw_curves, final_metrics, write_run
+from train.resume import checkpoints, find_checkpoint, is_complete, open_checkpoint
 from train.trainer import GOTrainer
 
 CACHE_NAME = ".data"  # the Arrow files of the run, gone when it has finished
@@ -33,13 +35,13 @@ def run(configuration: Configuration) -> Path:
     Raises:
         UserError: shards, model and settings do not fit together.
     """
-    settings, args, model_args, given = configuration
+    settings, args, model_args, given, _ = configuration
     logging.disable_progress_bar()
     disable_progress_bars()
     shards = open_shards(settings.shards or [])
     plan = plan_groups(shards, settings.grouper, args)
     tokenizer = load_tokenizer(settings.model, shards[0], args, model_args)
-    output = _output_dir(configuration, plan.column, shards[0].path.name)
+    output, checkpoint = _output_dir(configuration, plan.column, shards[0].path.name)
     args.output_dir = str(output)
     args.max_length = args.max_length or max(s.manifest.max_length for s in shards)
     with args.main_process_first(desc="data"):
@@ -50,22 +52,29 @@ def run(configuration: Configuration) -> Path:
         needed = model.num_parameters() >= CHECKPOINTING_FROM
         args.gradient_checkpointing = args.activation_checkpointing = needed
     recorded = _settings(configuration)
-    trainer = GOTrainer(
-        model=model,
-        args=args,
-        train_dataset=data.train,
-        eval_dataset=data.eval,
-        processing_class=tokenizer,
-        peft_config=get_peft_config(model_args),
-        callbacks=[MetricsCallback()],
-    )
+    try:
+        trainer = GOTrainer(
+            model=model,
+            args=args,
+            train_dataset=data.train,
+            eval_dataset=data.eval,
+            processing_class=tokenizer,
+            peft_config=get_peft_config(model_args),
+            callbacks=[MetricsCallback()],
+        )
+    except UserError:
+        raise
+    except (ValueError, ImportError) as error:  # what TRL, peft and transformers say about settings
+        raise UserError(str(error)) from error
+    trainer.origin = _origin(configuration, plan, shards, data)
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(ConsoleCallback())
     main = trainer.is_world_process_zero()
     if main:
         print("\n".join(preflight_lines(data.report, plan, args, trainer.accelerator.num_processes)), flush=True)
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+        print("\n".join(_beginning(configuration, checkpoint)), flush=True)
+    trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     trainer.save_model(str(output))
     trainer.save_state()
     if main:
@@ -86,24 +95,77 @@ def run(configuration: Configuration) -> Path:
     return output
 
 
-def _output_dir(configuration: Configuration, column: str | None, shards_name: str) -> Path:
-    """Return where the run goes: what the user said, or the first free name under runs/."""
-    args = configuration.args
-    if "output_dir" in configuration.given:
-        output = Path(args.output_dir)
-        if (output / RUN_NAME).exists() and not args.resume_from_checkpoint:
+def _output_dir(configuration: Configuration, column: str | None, shards_name: str) -> tuple[Path, Path | None]:
+    """Return where the run goes (what the user said, or the first free name under runs/), and what it goes on from.
+
+    Raises:
+        UserError: the directory holds another run, or none to go on from.
+    """
+    args, resume = configuration.args, configuration.args.resume_from_checkpoint
+    if isinstance(resume, str):
+        open_checkpoint(Path(resume))
+    if "output_dir" in configuration.given or isinstance(resume, str):
+        output = Path(args.output_dir if "output_dir" in configuration.given else Path(resume).absolute().parent)
+        newest = find_checkpoint(output) if resume is True else Path(resume) if resume else None
+        if (output / RUN_NAME).exists() and newest is None:
             raise UserError(
-                f"--output_dir {output}: holds a finished run already ({RUN_NAME}). Choose another directory, remove "
-                "this one, or continue it with --resume_from_checkpoint."
+                f"--output_dir {output}: holds a finished run already ({RUN_NAME})"
+                f"{', without a checkpoint to go on from' if resume else ''}. Choose another directory, or remove this "
+                "one."
             )
-        return output
+        if not resume and (held := checkpoints(output)):
+            raise UserError(
+                f"--output_dir {output}: holds an unfinished run ({held[-1].name}). Go on with it by "
+                "--resume_from_checkpoint true, choose another directory, or remove this one."
+            )
+        return output, newest
+    if resume:
+        raise UserError(
+            "--resume_from_checkpoint: add the --output_dir of the run, or give the checkpoint's directory."
+        )
     if world_size() > 1:
         raise UserError("--output_dir: several processes need to agree on it, so it has no default here; give one.")
     name = "-".join(["sft" if args.objective == "sft" else f"{args.objective}-{column}", shards_name])
     number = 1
     while (output := Path("runs") / (name if number == 1 else f"{name}-{number}")).exists():
         number += 1
-    return output
+    return output, None
+
+
+def _origin(configuration: Configuration, plan: Any, shards: list[Any], data: TrainingData) -> dict[str, Any]:
+    """Return what a run is made from beside its training arguments: a resumed run must have the same."""
+    settings, model = configuration.run, dataclasses.asdict(configuration.model)
+    return {
+        "model": settings.model,
+        **{name: value for name, value in model.items() if name != "model_name_or_path"},
+        "shards": [manifest_hash(directory.path) for directory in shards],
+        "column": plan.column,
+        "eval_fraction": settings.eval_fraction,
+        "rows": len(data.train),
+    }
+
+
+def _beginning(configuration: Configuration, checkpoint: Path | None) -> list[str]:
+    """Return what is said of the preset and of the checkpoint before the first step."""
+    run, args, _, _, over = configuration
+    lines = []
+    if run.preset:
+        changed = ", ".join(f"{name} {value}" for name in over if (value := _shown(configuration, name)) is not None)
+        lines.append(f"  preset {run.preset}" + (f", with other settings: {changed}" if changed else ""))
+    if checkpoint is not None:
+        lines.append(f"  going on from {checkpoint}")
+    elif args.resume_from_checkpoint:
+        lines.append(f"  no complete checkpoint in {args.output_dir} yet, so from the first step")
+    if args.resume_from_checkpoint is True:
+        later = [path for path in checkpoints(Path(args.output_dir)) if not is_complete(path)]
+        lines += [f"  passed over {path}: not written to its end" for path in later]
+    return lines
+
+
+def _shown(configuration: Configuration, name: str) -> Any:
+    holders = (configuration.run, configuration.args, configuration.model)
+    value = next((getattr(holder, name) for holder in holders if hasattr(holder, name)), None)
+    return getattr(value, "value", "its default" if value is None else value)
 
 
 def _packed(data: TrainingData, args: Any) -> TrainingData:
@@ -140,10 +202,11 @@ def _summary(output: Path, metrics: dict[str, float], drawn: bool, configuration
     losses = ", ".join(f"{name} {metrics[name]:.4f}" for name in names if name in metrics)
     runtime_s = metrics.get("train_runtime", math.nan)
     files = [RUN_NAME, "metrics.jsonl", *([CURVES_NAME] if drawn else [])]
+    loads = "peft.AutoPeftModelForCausalLM" if configuration.model.use_peft else "AutoModelForCausalLM"
     lines = [
         "",
         f"finished in {runtime_s:.1f} s: {losses}",
-        f"  checkpoint  {output}  (loads with AutoModelForCausalLM.from_pretrained)",
+        f"  checkpoint  {output}  (loads with {loads}.from_pretrained)",
         f"  beside it   {', '.join(files)}",
     ]
     shards = " ".join(configuration.run.shards or [])

@@ -19,6 +19,13 @@ DEFAULT_LAMBDA = 0.9  # the paper's value for every run with a lambda (appendix 
 class RunSettings:
     """What to train, on which shards."""
 
+    preset: str | None = field(
+        default=None,
+        metadata={
+            "help": "One of the paper's recipes, such as lima-3b-llmlingua2 (`train presets` lists them). Other flags "
+            "and --config win over it."
+        },
+    )
     shards: list[str] | None = field(
         default=None,
         metadata={"help": "One or more shard directories made by `annotate run`. The flag may be repeated."},
@@ -35,6 +42,13 @@ class RunSettings:
         metadata={
             "help": "A hub id, a checkpoint directory, or `tiny`: a 4-layer Llama with random weights over the "
             "shards' tokenizer, for trying things out."
+        },
+    )
+    global_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Documents (with --packing: packed rows) of one optimizer step over all processes. "
+            "--gradient_accumulation_steps follows from it, --per_device_train_batch_size and the number of processes."
         },
     )
     eval_fraction: float = field(

@@ -16,7 +16,6 @@ from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import RandomSampler, SequentialSampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
-from trl import SFTTrainer
 
 from common.errors import raise_together
 from train.collate import COUNTS, DOCUMENT, EXTRA_KEYS, NUM_DOCUMENTS, NUM_SELECTED, GroupCollator
@@ -28,11 +27,13 @@ from train.objectives.base import worst_group
 from train.objectives.go import lambda_at
 from train.objectives.rho1 import select_top
 from train.objectives.tokens import Counts, Tokens, sum_losses
+from train.refusals import parallelism_problems
+from train.resume import ResumableTrainer
 from train.sampler import FilledDataset, FilledSampler
 from train.step import GuessRecord, Step, random_state, replayed, wrong_batches
 
 
-class GOTrainer(SFTTrainer):
+class GOTrainer(ResumableTrainer):
     """SFT-GO: supervised fine-tuning with group optimization.
 
     Args:
@@ -79,6 +80,8 @@ class GOTrainer(SFTTrainer):
             callbacks=callbacks,
             compute_loss_func=compute_loss_func,
         )
+        if args.objective != "sft":  # accelerate may have been configured elsewhere than in the arguments
+            raise_together(parallelism_problems(self.accelerator.parallelism_config))
         # TRL refuses a collator of one's own with padding-free batches, so its own is wrapped after the fact.
         self.data_collator = GroupCollator(self.data_collator, args.eta, args.resolved_select_over)
         if args.objective != "sft":
@@ -116,7 +119,7 @@ class GOTrainer(SFTTrainer):
                 if isinstance(sampler, RandomSampler):  # accelerate would do this, were it not wrapped
                     seed = args.seed if args.data_seed is None else args.data_seed
                     sampler = SeedableRandomSampler(filled.base, data_seed=seed)
-                return FilledSampler(sampler, multiple)
+                return FilledSampler(sampler, multiple, lambda: self.state.epoch or 0)
 
         return super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, dataloader_key)
 

@@ -230,7 +230,7 @@ class TestHelp:
 
 
 def test_repeated_flags_are_joined():
-    from train.config import join_repeated
+    from train.arguments import join_repeated
 
     words = ["--shards", "a", "--eta", "0.5", "--shards", "b", "c", "--shards=d"]
     assert join_repeated(words, "--shards") == ["--shards", "a", "b", "c", "d", "--eta", "0.5"]
