@@ -15,8 +15,9 @@ from transformers import PrinterCallback, ProgressCallback
 from transformers.utils import logging
 from trl import get_peft_config, pack_dataset
 
-from common.errors import UserError
+from common.errors import UserError, raise_together
 from common.manifest import manifest_hash
+from common.shards import ShardDirectory
 from train.config import Configuration, command_line, world_size
 from train.console import ConsoleCallback, MetricsCallback
 from train.data import TrainingData, load_data, open_shards, plan_groups
@@ -43,6 +44,7 @@ def run(configuration: Configuration) -> Path:
     tokenizer = load_tokenizer(settings.model, shards[0], args, model_args)
     output, checkpoint = _output_dir(configuration, plan.column, shards[0].path.name)
     args.output_dir = str(output)
+    _check_length(args, shards)
     args.max_length = args.max_length or max(s.manifest.max_length for s in shards)
     with args.main_process_first(desc="data"):
         data = load_data(shards, plan, args.max_length, settings.eval_fraction, args.seed, output / CACHE_NAME)
@@ -132,7 +134,23 @@ def _output_dir(configuration: Configuration, column: str | None, shards_name: s
     return output, None
 
 
-def _origin(configuration: Configuration, plan: Any, shards: list[Any], data: TrainingData) -> dict[str, Any]:
+def _check_length(args: Any, shards: list[ShardDirectory]) -> None:
+    """Refuse a length that documents were meant to have and that the annotation has cut them below."""
+    raise_together(
+        [
+            f"--max_length {args.max_length}: {directory.path} was cut at {directory.manifest.max_length} tokens by "
+            f"`annotate run` ({directory.manifest.counts.truncated:,} documents). Annotate again with --max-length "
+            f"{args.max_length}, or give --max_length {directory.manifest.max_length}."
+            for directory in shards
+            if args.max_length and not args.packing and args.max_length > directory.manifest.max_length
+            if directory.manifest.counts.truncated
+        ]
+    )
+
+
+def _origin(
+    configuration: Configuration, plan: Any, shards: list[ShardDirectory], data: TrainingData
+) -> dict[str, Any]:
     """Return what a run is made from beside its training arguments: a resumed run must have the same."""
     settings, model = configuration.run, dataclasses.asdict(configuration.model)
     return {
