@@ -10,11 +10,11 @@ means. Here the gaps are filled with rows of which no token is supervised: every
 the step is that of one process.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, RandomSampler, Sampler, SequentialSampler
 
 FILLER = -1  # the index that stands for a row without supervised tokens
 FILLER_LENGTH = 2  # tokens: the shortest row in which one is predicted, so that no batch is empty
@@ -23,10 +23,15 @@ FILLER_LENGTH = 2  # tokens: the shortest row in which one is predicted, so that
 class FilledSampler(Sampler[int]):
     """A sampler's own order, then `FILLER` until the length is a multiple of `multiple`."""
 
-    def __init__(self, base: Sampler[int], multiple: int):
-        """Wrap `base`, which has a length."""
+    def __init__(self, base: Sampler[int], multiple: int, epoch: Callable[[], float]):
+        """Wrap `base`, which has a length; `epoch` says how many epochs have been begun or done.
+
+        The epoch is asked for, not waited for: a loader that skips batches, as after a resume, hides the sampler behind
+        three wrappers, and accelerate's `set_epoch` looks behind two.
+        """
         self.base = base
         self.num_fillers = -len(base) % multiple
+        self.epoch = epoch
 
     def __len__(self) -> int:
         """Return the number of indices, fillers included."""
@@ -34,13 +39,24 @@ class FilledSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         """Yield the indices of one epoch."""
+        if hasattr(self.base, "set_epoch"):
+            self.base.set_epoch(int(self.epoch()))
         yield from self.base
         yield from [FILLER] * self.num_fillers
 
-    def set_epoch(self, epoch: int) -> None:
-        """Tell the wrapped sampler which epoch comes next; the data loader calls this."""
-        if hasattr(self.base, "set_epoch"):
-            self.base.set_epoch(epoch)
+
+def filled_order(
+    order: Sampler[int] | None, rows: Any, multiple: int, seed: int, epoch: Callable[[], float]
+) -> Callable[[Any], Sampler[int]]:
+    """Return what makes the sampler of a `FilledDataset` over `rows`: `order` (None: as they come), then fillers.
+
+    A random order is one of its own for each epoch, the same that accelerate draws from `seed` for one process.
+    """
+    if isinstance(order, RandomSampler):
+        from accelerate.data_loader import SeedableRandomSampler
+
+        order = SeedableRandomSampler(rows, data_seed=seed)
+    return lambda _: FilledSampler(order or SequentialSampler(rows), multiple, epoch)
 
 
 class FilledDataset(Dataset):

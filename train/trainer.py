@@ -11,10 +11,8 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from accelerate.data_loader import SeedableRandomSampler
 from datasets import Dataset
 from torch import Tensor
-from torch.utils.data import RandomSampler, SequentialSampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from common.errors import raise_together
@@ -29,7 +27,7 @@ from train.objectives.rho1 import select_top
 from train.objectives.tokens import Counts, Tokens, sum_losses
 from train.refusals import parallelism_problems
 from train.resume import ResumableTrainer
-from train.sampler import FilledDataset, FilledSampler
+from train.sampler import FilledDataset, filled_order
 from train.step import GuessRecord, Step, random_state, replayed, wrong_batches
 
 
@@ -81,7 +79,7 @@ class GOTrainer(ResumableTrainer):
             compute_loss_func=compute_loss_func,
         )
         if args.objective != "sft":  # accelerate may have been configured elsewhere than in the arguments
-            raise_together(parallelism_problems(self.accelerator.parallelism_config))
+            raise_together(parallelism_problems(self.accelerator.parallelism_config) + self._deepspeed_problems())
         # TRL refuses a collator of one's own with padding-free batches, so its own is wrapped after the fact.
         self.data_collator = GroupCollator(self.data_collator, args.eta, args.resolved_select_over)
         if args.objective != "sft":
@@ -90,6 +88,16 @@ class GOTrainer(ResumableTrainer):
         self.guesses = GuessRecord()
         self.curves = Curves(self.objective)
         self._step: Step | None = None
+
+    def _deepspeed_problems(self) -> list[str]:
+        """DeepSpeed counts backward passes to know when a step is over, so none can be added to a step."""
+        splits = self.args.gradient_accumulation_steps > 1 and self.objective.needs_worst_group(1.0)
+        if not self.is_deepspeed_enabled or not splits:
+            return []
+        return [
+            "--deepspeed: with accumulated micro-batches, DeepSpeed cannot run those again whose worst group was "
+            "guessed wrong. Use FSDP2 (--fsdp true), --gradient_accumulation_steps 1, or --worst_over sample."
+        ]
 
     @property
     def _num_ranks(self) -> int:
@@ -111,16 +119,12 @@ class GOTrainer(ResumableTrainer):
         args = self.args
         is_exact = not args.dataloader_drop_last and args.train_sampling_strategy != "batch_rebalance"
         if self._num_ranks > 1 and is_exact and isinstance(dataset, Dataset):
-            dataset = FilledDataset(self._remove_unused_columns(dataset, description))
-            order, multiple = sampler_fn, batch_size * self._num_ranks
-
-            def sampler_fn(filled):
-                sampler = order(filled.base) or SequentialSampler(filled.base)
-                if isinstance(sampler, RandomSampler):  # accelerate would do this, were it not wrapped
-                    seed = args.seed if args.data_seed is None else args.data_seed
-                    sampler = SeedableRandomSampler(filled.base, data_seed=seed)
-                return FilledSampler(sampler, multiple, lambda: self.state.epoch or 0)
-
+            rows = self._remove_unused_columns(dataset, description)
+            seed = args.seed if args.data_seed is None else args.data_seed
+            dataset = FilledDataset(rows)
+            sampler_fn = filled_order(
+                sampler_fn(rows), rows, batch_size * self._num_ranks, seed, lambda: self.state.epoch or 0
+            )
         return super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, dataloader_key)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
@@ -190,7 +194,7 @@ class GOTrainer(ResumableTrainer):
         if is_split:
             step.random_states.append(random_state(self.args.device))
         # Until the truth is known, the last pass must not arm the gradient exchange: others may have to run before it.
-        with self.accelerator.no_sync(model) if is_split and is_last else nullcontext():
+        with self._no_sync(model) if is_split and is_last else nullcontext():
             base_loss, outputs = self._forward(model, inputs, False, num_items)
         tokens = self._tokens(outputs, extra)
         step.sums.append(sum_losses(tokens, objective.needs_document_sums))
@@ -221,6 +225,12 @@ class GOTrainer(ResumableTrainer):
             _arm_gradient_exchange(model, loss)
         return loss
 
+    def _no_sync(self, model) -> Any:
+        """Return the context in which backward passes keep their gradients to this rank, as the base class does."""
+        if getattr(self, "is_distributed_loading_by_transformers", False):
+            return self._defer_fsdp_gradient_reduction()
+        return self.accelerator.no_sync(model)
+
     def _correct(self, model, step: Step, wrong: list[int], worst: int) -> Tensor:
         """Add what the micro-batches run under a wrong guess lack: the gradient of loss(truth) - loss(guess).
 
@@ -231,7 +241,7 @@ class GOTrainer(ResumableTrainer):
         for index in wrong:
             inputs = dict(self._prepare_inputs(step.batches[index]))
             extra = {key: inputs.pop(key, None) for key in EXTRA_KEYS}
-            with replayed(step.random_states[index], self.args.device), self.accelerator.no_sync(model):
+            with replayed(step.random_states[index], self.args.device), self._no_sync(model):
                 outputs = model(**inputs, use_cache=False, fused_lm_head=True)
                 tokens = self._tokens(outputs, extra)
                 right, guessed = (
@@ -262,6 +272,11 @@ class GOTrainer(ResumableTrainer):
 
 
 def _arm_gradient_exchange(model: Any, loss: Tensor) -> None:
-    """Make the coming backward pass exchange gradients although its forward pass ran without (DDP only)."""
+    """Make the coming backward pass exchange gradients although its forward pass ran without (DDP only).
+
+    What DDP's own forward pass does at its end; accelerate's `trigger_sync_in_backward` does the same. FSDP reads its
+    switch in the backward pass, where `no_sync` is over.
+    """
+    model = getattr(model, "_orig_mod", model)  # torch.compile wraps the wrapper
     if isinstance(model, torch.nn.parallel.DistributedDataParallel):
         model.reducer.prepare_for_backward([loss] if model.find_unused_parameters else [])

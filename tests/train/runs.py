@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from transformers import PrinterCallback, ProgressCallback
+from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, ProgressCallback
 
 from train.config import GOConfig
 from train.data import load_data, open_shards, plan_groups
@@ -29,13 +29,14 @@ def make_config(output: Path, **changes) -> GOConfig:
     return GOConfig(output_dir=str(output), **{**QUIET, **changes})
 
 
-def make_trainer(shards: Path, tokenizer, output: Path, model=None, eval_fraction=0.0, grouper=None, **changes):
+def make_trainer(shards: Path | str, tokenizer, output: Path, model=None, eval_fraction=0.0, grouper=None, **changes):
     """Return a trainer over a shard directory."""
     args = make_config(output, **changes)
     opened = open_shards([str(shards)])
     plan = plan_groups(opened, grouper, args)
     length = args.max_length or opened[0].manifest.max_length
-    data = load_data(opened, plan, length, eval_fraction, args.seed, output / ".data")
+    with args.main_process_first(desc="data"):
+        data = load_data(opened, plan, length, eval_fraction, args.seed, output / ".data")
     if model is None:
         model = make_model(tokenizer)
     trainer = GOTrainer(model, args, data.train, data.eval, processing_class=tokenizer)
@@ -51,6 +52,24 @@ def make_model(tokenizer, seed: int = 0, **config):
     for name, value in config.items():
         setattr(model.config, name, value)
     return model
+
+
+def small_model(tokenizer, tied: bool = True, seed: int = 0) -> LlamaForCausalLM:
+    """Return a 2-layer Llama of hidden size 32 with weights from a seed."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        tie_word_embeddings=tied,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return LlamaForCausalLM(config)
 
 
 def parameters(trainer) -> torch.Tensor:

@@ -149,26 +149,14 @@ class TestPlainTraining:
 
 
 class TestSplitSteps:
-    @pytest.mark.parametrize("form", FORMS)
+    """With AdamW and clipping, as runs have them; `test_exactness.py` is the thorough one."""
+
+    @pytest.mark.parametrize("form", ["sft", "go"])
     def test_accumulation_changes_nothing(self, form, uneven, tokenizer, tmp_path):
         whole = train(uneven, tokenizer, tmp_path / "8", 8, 1, form)
-        for batch, accumulated in ((4, 2), (2, 4), (1, 8)):
-            split = train(uneven, tokenizer, tmp_path / str(batch), batch, accumulated, form)
-            torch.testing.assert_close(parameters(split), parameters(whole), atol=1e-5, rtol=0)
-            for name in ("loss", "loss_all", "loss_important", "loss_unimportant", "worst_group", "important_share"):
-                assert history(split, name) == pytest.approx(history(whole, name), abs=2e-4)
-
-    def test_wrong_guesses_are_put_right(self, uneven, tokenizer, tmp_path, monkeypatch):
-        whole = train(uneven, tokenizer, tmp_path / "whole", 8, 1, "go")
-        redone = []
-        for guess in (0, 1):
-            monkeypatch.setattr(Step, "guess", lambda self, gap, guess=guess: guess)
-            split = train(uneven, tokenizer, tmp_path / str(guess), 2, 4, "go")
-            torch.testing.assert_close(parameters(split), parameters(whole), atol=1e-5, rtol=0)
-            redone.append(split.guesses.num_redone_steps)
-            assert history(split, "redone_steps")[-1] == redone[-1]
-        assert sum(redone) == 7  # each step was guessed wrong by exactly one of the two
-        assert min(redone) > 0
+        split = train(uneven, tokenizer, tmp_path / "2", 2, 4, form)
+        torch.testing.assert_close(parameters(split), parameters(whole), atol=1e-5, rtol=0)
+        assert history(split, "grad_norm") == pytest.approx(history(whole, "grad_norm"), abs=1e-5)
 
     def test_redone_passes_drop_the_same_units(self, uneven, tokenizer, tmp_path, monkeypatch):
         results = []
@@ -180,14 +168,6 @@ class TestSplitSteps:
             results.append(train(uneven, tokenizer, tmp_path / str(guess), 2, 4, "go", model=model))
         torch.testing.assert_close(parameters(results[0]), parameters(results[1]), atol=1e-5, rtol=0)
         assert history(results[0], "loss") == pytest.approx(history(results[1], "loss"), abs=1e-4)
-
-    def test_without_the_correction_the_parameters_differ(self, uneven, tokenizer, tmp_path, monkeypatch):
-        """The control for the tests above: they would notice."""
-        whole = train(uneven, tokenizer, tmp_path / "whole", 8, 1, "go")
-        monkeypatch.setattr("train.trainer.wrong_batches", lambda *arguments: [])
-        monkeypatch.setattr(Step, "guess", lambda self, gap: 0)
-        split = train(uneven, tokenizer, tmp_path / "split", 2, 4, "go")
-        assert (parameters(split) - parameters(whole)).abs().max() > 1e-4
 
     def test_counts_are_known_before_the_first_pass(self, uneven, tokenizer, tmp_path):
         trainer = make_trainer(

@@ -1,0 +1,156 @@
+"""One rank of a distributed test run: many short trainings in one process group, since starting one takes seconds.
+
+    python -m torch.distributed.run --nproc-per-node 2 --standalone -m tests.train.ranks job.json
+
+What enters: a JSON file with the runs, settings by name. What leaves, from rank 0: one file a run with the parameters,
+the log history and the counters, and from every rank what it was fed.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+RANKS = 2
+
+
+def launch(folder: Path, runs: dict[str, dict[str, Any]], fsdp: bool = False, num_ranks: int = RANKS) -> None:
+    """Run this module on `num_ranks` CPU processes and wait; the results are for `load`.
+
+    Beside `make_trainer`'s, a run may have the settings `model` (of `small_model`), `guess` (a worst group that every
+    micro-batch is run under), `resume_at` (a step to stop at and go on from) and `evaluate`.
+    """
+    folder.mkdir(parents=True)
+    (folder / "job.json").write_text(json.dumps({"runs": runs, "fsdp": fsdp}, default=str))
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(num_ranks), "--standalone"]
+    done = subprocess.run(
+        [*command, "-m", "tests.train.ranks", str(folder / "job.json")],
+        cwd=Path(__file__).parents[2],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-6000:]
+
+
+def load(folder: Path, name: str) -> dict[str, Any]:
+    """Return what rank 0 left of a run."""
+    return torch.load(folder / f"{name}.pt", weights_only=False)
+
+
+def fed_documents(batches: list[dict[str, Any]]) -> list[tuple[int, ...]]:
+    """Return the supervised token ids of each document of a step, without its padding, in any order."""
+    documents = []
+    for batch in batches:
+        labels = batch["labels"].clone()
+        labels[:, 0] = -100
+        for document in range(batch["num_documents"]):
+            tokens = labels[(batch["document"] == document) & (labels != -100)].tolist()
+            documents += [tuple(tokens)] if tokens else []
+    return sorted(documents)
+
+
+def main(job_file: str) -> None:
+    """Run every run of the job."""
+    job = json.loads(Path(job_file).read_text())
+    if job["fsdp"]:
+        _let_accelerate_shard_on_cpu()
+    import torch.distributed as dist
+
+    from tests.train.conftest import build_tokenizer
+    from train.step import Step
+
+    tokenizer = build_tokenizer()
+    folder = Path(job_file).parent
+    guess = Step.guess
+    for name, settings in job["runs"].items():
+        forced = settings.pop("guess", None)
+        Step.guess = guess if forced is None else lambda self, gap, forced=forced: forced
+        result = _run(folder / name, tokenizer, **settings)
+        if dist.get_rank() == 0:
+            torch.save(result, folder / f"{name}.pt")
+        dist.barrier()
+
+
+def _run(folder: Path, tokenizer: Any, resume_at: int = 0, evaluate: bool = False, **settings: Any) -> dict[str, Any]:
+    import torch.distributed as dist
+
+    from tests.train.runs import make_trainer, small_model
+
+    model_settings = settings.pop("model", {})
+    output = folder / ("shared" if resume_at else os.environ["RANK"])
+
+    def trainer_of(**changes: Any) -> Any:
+        return make_trainer(
+            output=output,
+            tokenizer=tokenizer,
+            model=small_model(tokenizer, **model_settings),
+            **{**settings, **changes},
+        )
+
+    if resume_at:
+
+        class Stop(TrainerCallback):
+            def on_step_end(self, args, state, control, **kwargs):
+                control.should_training_stop = state.global_step == resume_at
+
+        first = trainer_of(save_strategy="steps", save_steps=resume_at)
+        first.add_callback(Stop())
+        first.train()
+    trainer = trainer_of()
+    fed, counts = [], []
+    fetch = trainer.get_batch_samples
+
+    def recorded(*arguments):
+        fetched = fetch(*arguments)
+        fed.append(fed_documents(fetched[0]))
+        counts.append(trainer._step.local_counts)
+        return fetched
+
+    trainer.get_batch_samples = recorded
+    trainer.train(resume_from_checkpoint=str(output / f"checkpoint-{resume_at}") if resume_at else None)
+    evaluation = trainer.evaluate() if evaluate else None
+    everywhere: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everywhere, (fed, counts))
+    return {
+        "parameters": {key: _whole(value) for key, value in trainer.model.state_dict().items()},
+        "history": trainer.state.log_history,
+        "evaluation": evaluation,
+        "redone": trainer.guesses.num_redone_steps,
+        "fed": [rank[0] for rank in everywhere],
+        "counts": [rank[1] for rank in everywhere],
+        "wrapped": type(trainer.model_wrapped).__name__,
+    }
+
+
+def _whole(value: torch.Tensor) -> torch.Tensor:
+    value = value.detach()
+    return value.full_tensor() if hasattr(value, "full_tensor") else value
+
+
+def _let_accelerate_shard_on_cpu() -> None:
+    """Lift accelerate's rule that FSDP needs an accelerator; torch's FSDP2 itself runs on CPU over gloo."""
+    from accelerate import state
+    from accelerate.utils import DistributedType
+
+    initialise = state.AcceleratorState.__init__
+
+    def patched(self, *arguments, fsdp_plugin=None, **keywords):
+        initialise(self, *arguments, fsdp_plugin=fsdp_plugin, **keywords)
+        if fsdp_plugin is not None:
+            self.distributed_type = DistributedType.FSDP
+            self.fsdp_plugin = fsdp_plugin
+
+    state.AcceleratorState.__init__ = patched
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
