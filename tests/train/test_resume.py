@@ -38,8 +38,11 @@ FORMS = {
         "--per_device_train_batch_size",
         "2",
     ],
-    # dropout, so the random states count; the evaluation draws from them too
-    "lora": ["--grouper", "second", "--use_peft", "true", "--lora_dropout", "0.3", "--eval_fraction", "0.2", *SPLIT],
+    # dropout, so the random states count; the evaluation draws from them too, in the step of the checkpoint
+    "lora": [
+        *("--grouper", "second", "--use_peft", "true", "--lora_dropout", "0.3", "--eval_fraction", "0.2"),
+        *("--save_steps", "4", *SPLIT),
+    ],
 }
 KILLS = {
     "go": [
