@@ -113,7 +113,7 @@ class RayEngine(Engine):
             count = max(1, int(self.num_gpus / self.gpus_per_worker + 1e-9))
             # no CPU: the CPU stages that feed the models run beside them
             options |= {"num_gpus": self.gpus_per_worker, "num_cpus": 0}
-            threads = 1
+            threads = min(4, max(1, self.num_cpus // count))  # one tokenizer thread may not keep up with a GPU
         else:
             count = self.workers
             threads = max(1, self.num_cpus // count)

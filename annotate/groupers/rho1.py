@@ -71,7 +71,7 @@ class Rho1(Grouper):
     """Reference losses in nats, float32; for every token, supervised or not; 0 for the first of each document."""
 
     name = "rho1"
-    options = frozenset({"reference_model", "base_model", "dtype", "batch_tokens"})
+    options = frozenset({"reference_model", "base_model", "dtype", "batch_tokens", "device"})
     uses_model = True
 
     def __init__(self, checkpoints: list[Checkpoint], dtype: str, device: str, batch_tokens: int):
