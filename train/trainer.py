@@ -20,6 +20,7 @@ from train.collate import COUNTS, DOCUMENT, EXTRA_KEYS, NUM_DOCUMENTS, NUM_SELEC
 from train.config import GOConfig
 from train.curves import Curves
 from train.data import IMPORTANT, REFERENCE_LOSS
+from train.isolation import check_isolation
 from train.objectives import OBJECTIVES
 from train.objectives.base import worst_group
 from train.objectives.go import lambda_at
@@ -80,6 +81,8 @@ class GOTrainer(ResumableTrainer):
         )
         if args.objective != "sft":  # accelerate may have been configured elsewhere than in the arguments
             raise_together(parallelism_problems(self.accelerator.parallelism_config) + self._deepspeed_problems())
+        if self.padding_free:
+            check_isolation(self.model, self.data_collator)
         # TRL refuses a collator of one's own with padding-free batches, so its own is wrapped after the fact.
         self.data_collator = GroupCollator(self.data_collator, args.eta, args.resolved_select_over)
         if args.objective != "sft":
