@@ -25,6 +25,9 @@ from common.errors import UserError
 BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}
 # Most padding of a batch, as a share of what is not padding. On a GPU a few more rows cost less than another batch.
 MAX_PADDING = {"cpu": 0.1, "cuda": 0.5}
+# What a forward on a CPU costs besides its tokens, in weights that are multiplied: some 10 ms of calls. A batch of a
+# small model may pad by as many tokens as that pays for: 150 with 0.3 million weights, none with those of a base model.
+FORWARD_COST = {"cpu": 5e7, "cuda": 0.0}
 WINDOW_CHARACTERS = 1 << 18  # about 60,000 tokens: sorted by length together, with little padding left
 
 
@@ -73,6 +76,9 @@ class Compressor:
             AutoModelForTokenClassification, checkpoint.location, FLAG, checkpoint.revision, dtype, device
         )
         self.on_gpu = self.model.device.type == "cuda"
+        weights = sum(parameter.numel() for parameter in self.model.parameters())
+        weights -= self.model.get_input_embeddings().weight.numel()
+        self.free_padding = int(FORWARD_COST[self.model.device.type] / weights)  # tokens
 
     def _wrapping(self, name: str) -> tuple[int, int, int]:
         """Return the ids of the tokens before and after a chunk, and of the padding."""
@@ -132,7 +138,7 @@ class Compressor:
         widths = -(-lengths // 8) * 8 if self.on_gpu else lengths  # attention kernels for GPUs want multiples of 8
         results: list[tuple[np.ndarray, np.ndarray, Any]] = []
         with torch.inference_mode():
-            for rows in plan_batches(widths, self.batch_tokens, MAX_PADDING[self.model.device.type]):
+            for rows in plan_batches(widths, self.batch_tokens, MAX_PADDING[self.model.device.type], self.free_padding):
                 columns = np.arange(int(widths[rows].max()))
                 real = columns < lengths[rows, None]  # bool [rows, width]
                 sources = (starts[rows, None] + columns)[real]
@@ -176,12 +182,12 @@ class Compressor:
         return tensor.pin_memory().to(self.model.device, non_blocking=True) if self.on_gpu else tensor
 
 
-def plan_batches(lengths: np.ndarray, batch_tokens: int, max_padding: float) -> list[np.ndarray]:
+def plan_batches(lengths: np.ndarray, batch_tokens: int, max_padding: float, free_padding: int = 0) -> list[np.ndarray]:
     """Return index arrays (int64) that cover every chunk once, longest first.
 
-    A batch takes the next chunks as long as rows · longest stays within `batch_tokens` and within (1 + `max_padding`) ·
-    the sum of its lengths; its first chunk is always taken. Longest first, so that a budget which is too large for the
-    device fails at once, not hours later.
+    A batch takes the next chunks as long as rows · longest stays within `batch_tokens`, and within (1 + `max_padding`)
+    · the sum of its lengths or that sum + `free_padding`; its first chunk is always taken. Longest first, so that a
+    budget which is too large for the device fails at once, not hours later.
     """
     order = np.argsort(-lengths, kind="stable")
     sums = np.concatenate([[0], np.cumsum(lengths[order])])
@@ -189,8 +195,9 @@ def plan_batches(lengths: np.ndarray, batch_tokens: int, max_padding: float) -> 
     while start < len(order):
         longest = int(lengths[order[start]])
         rows = np.arange(1, min(max(1, batch_tokens // longest), len(order) - start) + 1)
-        # Lengths fall, so the share of padding only grows with the rows.
-        fits = rows * longest <= (1 + max_padding) * (sums[start + rows] - sums[start])
+        total = sums[start + rows] - sums[start]
+        # Lengths fall, so padding and its share only grow with the rows.
+        fits = rows * longest <= np.maximum((1 + max_padding) * total, total + free_padding)
         stop = start + int(fits.sum())
         batches.append(order[start:stop])
         start = stop

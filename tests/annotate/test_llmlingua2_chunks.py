@@ -187,6 +187,8 @@ def test_batches_by_hand():
     batches = [batch.tolist() for batch in plan_batches(lengths, 350, 0.1)]
     assert batches == [[4, 1, 2], [3], [0, 5, 6]]
     assert [batch.tolist() for batch in plan_batches(lengths, 210, 0.1)] == [[4, 1], [2], [3], [0, 5, 6]]
+    # 40 tokens of padding are free: 50 takes one 10 along, not two.
+    assert [batch.tolist() for batch in plan_batches(lengths, 350, 0.1, 40)] == [[4, 1, 2], [3, 0], [5, 6]]
     assert [batch.tolist() for batch in plan_batches(lengths, 350, 9.0)] == [[4, 1, 2], [3, 0, 5, 6]]
     assert [batch.tolist() for batch in plan_batches(lengths, 1, 9.0)] == [[4], [1], [2], [3], [0], [5], [6]]
     assert plan_batches(np.array([], dtype=np.int64), 350, 0.1) == []
