@@ -6,6 +6,7 @@ What enters: ASGI events. What leaves: bytes for the handlers, and one log line 
 import asyncio
 import hashlib
 import hmac
+import itertools
 import time
 import uuid
 from collections.abc import Awaitable
@@ -93,6 +94,7 @@ class Observer:
     def __init__(self, app: ASGIApp, metrics: Metrics, paths: set[str]):
         self.app = app
         self.metrics = metrics
+        self.start, self.number = uuid.uuid4().hex[:8], itertools.count(1)  # of request ids
         self.paths = paths  # others are counted as "other", so that nobody can make new metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -101,7 +103,7 @@ class Observer:
             await self.app(scope, receive, send)
             return
         started = time.monotonic()
-        request_id = uuid.uuid4().hex[:16]
+        request_id = f"{self.start}-{next(self.number)}"
         status = 0
 
         async def observed(message: Message) -> None:
