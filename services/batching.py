@@ -12,54 +12,17 @@ import gc
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Literal
 
-import numpy as np
-
-from annotate.batch import Scores, TokenBatch
 from annotate.groupers.base import Grouper
 from services.errors import ApiError
 from services.inputs import Document, join
+from services.jobs import Item, Job, deliver, split
 from services.logs import failure, log
 from services.metrics import Metrics
 
 State = Literal["new", "loading", "ready", "stopped", "failed"]
-
-
-@dataclass(frozen=True)
-class Scored:
-    """What a grouper says of one document."""
-
-    columns: dict[str, np.ndarray]  # float32 [num_tokens] each
-    num_chunks: int
-    reject: str | None = None  # why the document has no score
-
-
-@dataclass(eq=False)
-class Job:
-    """The documents of one request."""
-
-    documents: Sequence[Document]
-    loop: asyncio.AbstractEventLoop
-    future: "asyncio.Future[list[Scored]]"
-    results: dict[int, Scored] = field(default_factory=dict)  # by the document's number; filled by the thread
-    error: BaseException | None = None
-    abandoned: bool = False  # set by the event loop, read by the thread
-
-
-@dataclass(frozen=True, eq=False)
-class Item:
-    """One document that waits."""
-
-    job: Job
-    number: int
-
-    @property
-    def document(self) -> Document:
-        """The document."""
-        return self.job.documents[self.number]
 
 
 class Worker:
@@ -205,7 +168,7 @@ class Worker:
                     item.job.error = single
             # Is it the documents or the grouper? If even the probe fails now, this raises and the worker has failed.
             self.grouper.score(join([self.probe]))
-        self._deliver({item.job: None for item in items})
+        deliver({item.job: None for item in items})
 
     def _score_together(self, items: list[Item]) -> None:
         if not items:
@@ -215,16 +178,6 @@ class Worker:
         for item, scored in zip(items, split(self.grouper.score(batch), batch), strict=True):
             item.job.results[item.number] = scored
         self.metrics.batch(self.name, len(items), batch.num_tokens, time.monotonic() - started)
-
-    def _deliver(self, jobs: dict[Job, None]) -> None:
-        """Tell the event loop of the jobs that are done; one call for all wakes it once."""
-        done = [job for job in jobs if job.error is not None or len(job.results) == len(job.documents)]
-        loops: dict[asyncio.AbstractEventLoop, list[Callable[[], None]]] = {}
-        for job in done:
-            loops.setdefault(job.loop, []).append(_setter(job))
-        for loop, setters in loops.items():
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(_call_all, setters)
 
     def _fail(self, error: BaseException, taken: list[Item]) -> None:
         """Mark the worker as failed, and fail everything that waits for it."""
@@ -237,32 +190,4 @@ class Worker:
         jobs = {item.job: None for item in items if len(item.job.results) < len(item.job.documents)}
         for job in jobs:
             job.error = self._failed()
-        self._deliver({item.job: None for item in items})
-
-
-def _setter(job: Job) -> Callable[[], None]:
-    def set_result() -> None:
-        if job.future.done():
-            return
-        if job.error is not None:
-            job.future.set_exception(job.error)
-        else:
-            job.future.set_result([job.results[number] for number in range(len(job.documents))])
-
-    return set_result
-
-
-def _call_all(setters: list[Callable[[], None]]) -> None:
-    for setter in setters:
-        setter()
-
-
-def split(scores: Scores, batch: TokenBatch) -> list[Scored]:
-    """Return what `scores` says of each document of the batch."""
-    results = []
-    for number in range(len(batch)):
-        here = batch.tokens_of(number)
-        columns = {name: values[here] for name, values in scores.columns.items()}
-        chunks = 1 if scores.num_chunks is None else int(scores.num_chunks[number])
-        results.append(Scored(columns, chunks, scores.rejects.get(number)))
-    return results
+        deliver({item.job: None for item in items})

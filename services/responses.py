@@ -10,10 +10,10 @@ from typing import Any
 
 from annotate.viewer.spans import token_texts
 from common.thresholds import important_tokens
-from services.batching import Scored
 from services.catalog import Column
 from services.errors import ApiError
 from services.inputs import Document
+from services.jobs import Scored
 from services.schemas import ScoreRequest
 
 

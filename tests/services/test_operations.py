@@ -1,6 +1,7 @@
 """The service as a process: readiness, a thread that dies, clients that go, signals, metrics, logs."""
 
 import json
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -201,6 +202,16 @@ def test_logs_are_json_and_hold_no_texts(probes):
     assert requests[2]["inputs"] == 1
     assert requests[2]["tokens"] > 2
     assert all({"time", "level", "event"} <= set(line) for line in lines)
+
+
+def test_uvicorn_starts_the_same_app_from_variables(tmp_path, sample_tokenizer):
+    running = Server(tmp_path / "log")
+    running.environment |= {"SFT_GO_TOKENIZER": str(sample_tokenizer), "SFT_GO_GROUPERS": "random"}
+    running.command = [sys.executable, "-m", "uvicorn", "services.app:create_app", "--factory"]
+    running.command += ["--port", str(running.port)]
+    with running, running.wait().client() as client:
+        assert ask(client, "hello", "random").status_code == 200
+        assert json.loads(running.logged().splitlines()[-1])["event"] == "request"
 
 
 @pytest.mark.parametrize(
