@@ -86,6 +86,11 @@ def _run(rest: list[str]) -> int:
     if "--help-all" in rest:
         config.build_parser().print_help()
         return 0
+    from train import ray_launch
+
+    if wish := ray_launch.wanted(rest):
+        ray_launch.launch(rest, wish)
+        return 0
     configuration = config.parse(rest)
     from train.run import run
 

@@ -58,6 +58,17 @@ class RunSettings:
             "each epoch unless --eval_strategy says otherwise."
         },
     )
+    workers: int | None = field(
+        default=None,
+        metadata={
+            "help": "Train in this many processes, started by Ray: one a GPU where there are GPUs, else on CPUs. Not "
+            "with torchrun or accelerate launch, which start processes themselves."
+        },
+    )
+    address: str | None = field(
+        default=None,
+        metadata={"help": "The Ray cluster for --workers, such as auto. Default: this machine."},
+    )
 
 
 @dataclass

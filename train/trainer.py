@@ -15,9 +15,9 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
-from common.errors import raise_together
+from common.errors import UserError, raise_together
 from train.collate import COUNTS, DOCUMENT, EXTRA_KEYS, NUM_DOCUMENTS, NUM_SELECTED, GroupCollator
-from train.config import GOConfig
+from train.config import GOConfig, world_size
 from train.curves import Curves
 from train.data import IMPORTANT, REFERENCE_LOSS
 from train.isolation import check_isolation
@@ -79,6 +79,11 @@ class GOTrainer(ResumableTrainer):
             callbacks=callbacks,
             compute_loss_func=compute_loss_func,
         )
+        if self._num_ranks < world_size():
+            raise UserError(
+                f"{world_size()} processes were started, but accelerate joined {self._num_ranks}: each would train "
+                "alone. Start them with torchrun, accelerate launch or --workers; on CPUs add --use_cpu true."
+            )
         if args.objective != "sft":  # accelerate may have been configured elsewhere than in the arguments
             raise_together(parallelism_problems(self.accelerator.parallelism_config) + self._deepspeed_problems())
         if self.padding_free:
