@@ -53,7 +53,7 @@ def inspect_shards(
     else:
         rows = list(read_rows(directory, columns, num if html else 1))
     view = {
-        "title": f"{directory.manifest.source.name}, tokenizer {Path(directory.manifest.tokenizer.name).name}, "
+        "title": f"{directory.manifest.source.name}, tokenizer {short_name(directory.manifest.tokenizer.name)}, "
         f"template {directory.manifest.template}",
         "eta": eta,
         "ties": ties,
@@ -68,6 +68,15 @@ def inspect_shards(
     with atomic_path(html) as temporary:
         temporary.write_text(write_page(view), encoding="utf-8")
     console.print(f"{html}: {len(rows)} document{'s' if len(rows) != 1 else ''}, {', '.join(columns)}.")
+
+
+def short_name(name: str) -> str:
+    """Return how a tokenizer or model is called: a directory by its last telling part, a hub id as it is."""
+    path = Path(name)
+    if not path.is_dir() and not path.is_absolute():
+        return name
+    path = path.resolve()
+    return path.parent.name if path.name == TOKENIZER_NAME else path.name
 
 
 def read_rows(directory: ShardDirectory, columns: list[str], limit: int) -> Iterator[dict[str, Any]]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from annotate.groupers import grouper_class
 from annotate.groupers.base import Grouper, GrouperOptions
+from annotate.inspection import short_name
 from annotate.tokens import TargetTokenizer, check_max_length
 from common.errors import UserError
 from common.manifest import STATE_NAME, TOKENIZER_NAME, Kind, Manifest, load_manifest
@@ -190,15 +191,6 @@ def _worker(name: str, grouper: Grouper, target: Target, settings: Settings, met
         max_batch_tokens=settings.max_batch_tokens,
         batch_window_s=settings.batch_window_ms / 1000 if settings.max_batch_tokens > 1 else 0.0,
     )
-
-
-def short_name(name: str) -> str:
-    """Return how a tokenizer or model is called: a directory by its last telling part, a hub id as it is."""
-    path = Path(name)
-    if not path.is_dir() and not path.is_absolute():
-        return name
-    path = path.resolve()
-    return path.parent.name if path.name == TOKENIZER_NAME else path.name
 
 
 def public_parameters(parameters: dict[str, Any]) -> dict[str, Any]:
