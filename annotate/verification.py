@@ -9,9 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from common.errors import UserError
 from common.manifest import Manifest, ShardInfo
-from common.shards import ShardDirectory, check_shard, shard_schema
+from common.shards import ShardDirectory, check_shard, refuse_damage, shard_schema
 
 
 def verify_shards(directory: Path) -> Manifest:
@@ -38,12 +37,7 @@ def verify_shards(directory: Path) -> Manifest:
         total = sum(getattr(shard, field) for shard in manifest.shards)
         if total != getattr(manifest.counts, name):
             problems.append(f"manifest.json: {name} is {getattr(manifest.counts, name)}, the shards hold {total}.")
-    if problems:
-        listed = "\n".join(f"  - {problem}" for problem in problems)
-        raise UserError(
-            f"{directory}: {len(problems)} problem(s):\n{listed}\n"
-            "Run the same `annotate run` command again: it makes damaged shards again and leaves the others."
-        )
+    refuse_damage(directory, problems)
     return manifest
 
 

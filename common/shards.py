@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from common.errors import UserError, raise_together
+from common.errors import UserError
 from common.files import atomic_path, sha256_file
 from common.manifest import Kind, Manifest, ShardInfo, load_manifest
 
@@ -87,6 +87,16 @@ def check_shard(directory: Path, shard: ShardInfo) -> str | None:
     return None
 
 
+def refuse_damage(directory: Path, problems: list[str]) -> None:
+    """Raise one `UserError` that names every damaged shard and says how to mend them; do nothing without problems."""
+    if problems:
+        listed = "\n".join(f"  - {problem}" for problem in problems)
+        raise UserError(
+            f"{directory}: {len(problems)} problem(s):\n{listed}\n"
+            "Run the same `annotate run` command again: it makes damaged shards again and leaves the others."
+        )
+
+
 class ShardDirectory:
     """A complete shard directory.
 
@@ -99,10 +109,7 @@ class ShardDirectory:
         self.path = Path(path)
         self.manifest: Manifest = load_manifest(self.path)
         if verify:
-            problems = [problem for shard in self.manifest.shards if (problem := check_shard(self.path, shard))]
-            if problems:
-                problems.append("Run the same `annotate run` command again: it redoes exactly these shards.")
-            raise_together(problems)
+            refuse_damage(self.path, [p for shard in self.manifest.shards if (p := check_shard(self.path, shard))])
 
     @property
     def columns(self) -> dict[str, Kind]:
