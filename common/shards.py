@@ -16,7 +16,6 @@ from common.files import atomic_path, sha256_file
 from common.manifest import Kind, Manifest, ShardInfo, load_manifest
 
 
-
 def list_of(value_type: pa.DataType) -> pa.DataType:
     """Return a list type whose element has the name that Parquet gives it, so that a round trip changes nothing."""
     return pa.list_(pa.field("element", value_type))
