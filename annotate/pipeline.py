@@ -23,8 +23,8 @@ from annotate.groupers.base import Grouper, GrouperOptions
 from annotate.progress import RunProgress
 from annotate.readers import RawRecord
 from annotate.settings import Settings, check_settings
-from annotate.sources import SAMPLE_TOKENIZER, Source, canonical_json, find_source
-from annotate.stages import RecordShard, ScoreWorker, TokenizedShard, TokenizeWorker, record_id
+from annotate.sources import SAMPLE_TOKENIZER, Source, document_id, find_source, record_hash
+from annotate.stages import RecordShard, ScoreWorker, TokenizedShard, TokenizeWorker
 from annotate.templates import default_template, make_template
 from annotate.tokens import check_max_length, load_target
 from annotate.workspace import GrouperPlan, ShardRecord, Workspace, content_identity
@@ -220,7 +220,7 @@ class _Job:
 
     def _record_shards(self) -> Iterator[RecordShard]:
         """Cut the source into shards and give every record its id."""
-        seen: Counter[bytes] = Counter()
+        seen: Counter[str] = Counter()
         stream: Iterator[RawRecord] = self.source.records(self.settings.limit)
         for index in range(1 << 62):
             records = list(islice(stream, self.settings.rows_per_shard))
@@ -229,17 +229,10 @@ class _Job:
             self.records_read += len(records)
             ids = []
             for record in records:
-                content = canonical_json(record.value)
-                key = _short_hash(content)
-                ids.append(record_id(content, seen[key]))
-                seen[key] += 1
+                content = record_hash(record.value)
+                ids.append(document_id(content, seen[content]))
+                seen[content] += 1
             yield RecordShard(index, records, ids)
-
-
-def _short_hash(content: bytes) -> bytes:
-    from hashlib import blake2b
-
-    return blake2b(content, digest_size=16).digest()
 
 
 def _add(left: np.ndarray, right: np.ndarray) -> np.ndarray:

@@ -82,11 +82,22 @@ class Source:
         return digest.hexdigest()
 
 
+_ENCODER = json.JSONEncoder(sort_keys=True, ensure_ascii=False, default=str, separators=(",", ":"))
+
+
 def canonical_json(value: Any) -> bytes:
     """Return bytes that are equal for equal records; lone surrogates are kept."""
-    return json.dumps(value, sort_keys=True, ensure_ascii=False, default=str, separators=(",", ":")).encode(
-        "utf-8", "surrogatepass"
-    )
+    return _ENCODER.encode(value).encode("utf-8", "surrogatepass")
+
+
+def record_hash(value: Any) -> str:
+    """Return 20 hexadecimal digits that identify a record's content."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()[:20]
+
+
+def document_id(content: str, occurrence: int) -> str:
+    """Return a document's id: its record's hash, and how many equal records came before it."""
+    return f"{content}-{occurrence}"
 
 
 def find_source(data: str, revision: str | None = None) -> Source:

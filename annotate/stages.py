@@ -7,7 +7,6 @@ A worker is built once in each process from a picklable description and then cal
 whole files under names that depend on the shard alone, so doing a shard twice is harmless.
 """
 
-import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,11 +47,6 @@ class TokenizedShard:
     source_rows: int
     rejects: list[Reject]
     counts: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)  # by grouper that is to be fitted
-
-
-def record_id(content: bytes, occurrence: int) -> str:
-    """Return a document's id: a hash of the record's content, and how many equal records came before it."""
-    return f"{hashlib.sha256(content).hexdigest()[:20]}-{occurrence}"
 
 
 @dataclass(frozen=True)

@@ -27,15 +27,23 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     Enters: every token with its id, which added tokens are special, and the ids of BOS, EOS and UNK. The padding token
     stays out on purpose: padded positions never reach a shard, and many training scripts set it to EOS.
     """
-    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
-    special = sorted((index, token.content) for index, token in tokenizer.added_tokens_decoder.items() if token.special)
     pad = tokenizer.pad_token_id
     identity = {
-        "vocabulary": [item for item in vocabulary if item[1] != pad],
-        "special": [item for item in special if item[0] != pad],
+        "special": sorted(
+            (index, token.content)
+            for index, token in tokenizer.added_tokens_decoder.items()
+            if token.special and index != pad
+        ),
         "bos": tokenizer.bos_token_id,
         "eos": tokenizer.eos_token_id,
         "unk": tokenizer.unk_token_id,
     }
     # PAD may be one of the others (a common setting), so the three ids above are kept even when they equal it.
-    return hashlib.sha256(json.dumps(identity, ensure_ascii=True).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps(identity, ensure_ascii=True).encode())
+    vocabulary = tokenizer.get_vocab()
+    names = sorted(vocabulary, key=vocabulary.__getitem__)  # ids are distinct; one pass, for 128,256 entries add up
+    ids = [vocabulary[name] for name in names]
+    if pad in ids:
+        del names[ids.index(pad)], ids[ids.index(pad)]
+    digest.update(json.dumps([ids, names]).encode())
+    return digest.hexdigest()

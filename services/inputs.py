@@ -13,8 +13,7 @@ import numpy as np
 
 from annotate.batch import TokenBatch
 from annotate.documents import DocumentError, to_conversation
-from annotate.sources import canonical_json
-from annotate.stages import record_id
+from annotate.sources import document_id, record_hash
 from annotate.templates import Segment, make_template
 from annotate.tokens import TargetTokenizer
 from annotate.viewer.spans import special_tokens
@@ -66,7 +65,7 @@ class Target:
                 raise ApiError("invalid_input", f"input {number}: {error}") from error
             segments.append(rendered)
             # The id that the annotation run gives this record: the scores of `random` depend on it.
-            ids.append(record_id(canonical_json(record), 0))
+            ids.append(document_id(record_hash(record), 0))
         rows = range(len(inputs))
         result = self.tokenizer.tokenize(segments, ids, rows, self.max_length, with_spans=True)
         if result.unsupervised:
