@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
+from accelerate.utils import DistributedType
 from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
@@ -83,6 +84,11 @@ class GOTrainer(ResumableTrainer):
             raise UserError(
                 f"{world_size()} processes were started, but accelerate joined {self._num_ranks}: each would train "
                 "alone. Start them with torchrun, accelerate launch or --workers; on CPUs add --use_cpu true."
+            )
+        if args.fsdp and self.accelerator.distributed_type != DistributedType.FSDP:
+            raise UserError(
+                "--fsdp: accelerate shards only over several processes with an accelerator each, and would leave the "
+                "model whole here; remove the flag."
             )
         if args.objective != "sft":  # accelerate may have been configured elsewhere than in the arguments
             raise_together(parallelism_problems(self.accelerator.parallelism_config) + self._deepspeed_problems())

@@ -17,6 +17,7 @@ import torch
 from transformers import TrainerCallback
 
 RANKS = 2
+TIMEOUT_S = 240  # below pytest's own
 
 
 def launch(folder: Path, runs: dict[str, dict[str, Any]], fsdp: bool = False, num_ranks: int = RANKS) -> None:
@@ -29,16 +30,21 @@ def launch(folder: Path, runs: dict[str, dict[str, Any]], fsdp: bool = False, nu
     (folder / "job.json").write_text(json.dumps({"runs": runs, "fsdp": fsdp}, default=str))
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(num_ranks), "--standalone"]
-    done = subprocess.run(
+    process = subprocess.Popen(
         [*command, "-m", "tests.train.ranks", str(folder / "job.json")],
         cwd=Path(__file__).parents[2],
         env=environment,
-        capture_output=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=280,
-        check=False,
     )
-    assert done.returncode == 0, done.stderr[-6000:]
+    try:
+        _, stderr = process.communicate(timeout=TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # torchrun ends its ranks, which killing it would leave behind
+        _, stderr = process.communicate()
+        stderr += f"\nthe ranks waited for each other for {TIMEOUT_S} s"
+    assert process.returncode == 0, stderr[-6000:]
 
 
 def load(folder: Path, name: str) -> dict[str, Any]:

@@ -30,9 +30,16 @@ def run(directory, *command):
         "CUDA_VISIBLE_DEVICES": "",
         "PYTHONPATH": str(Path(__file__).parents[2]),
     }
-    return subprocess.run(
-        [str(word) for word in command], cwd=directory, env=environment, capture_output=True, text=True, timeout=280
+    words = [str(word) for word in command]
+    process = subprocess.Popen(
+        words, cwd=directory, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
+    try:
+        stdout, stderr = process.communicate(timeout=240)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # torchrun ends its processes, which killing it would leave behind
+        stdout, stderr = process.communicate()
+    return subprocess.CompletedProcess(words, process.returncode, stdout, stderr)
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +68,12 @@ class TestTwoProcesses:
     def test_torchrun(self, alone):
         command = [PYTHON / "torchrun", "--standalone", "--nproc-per-node", "2", "-m", "train.cli", "run", *FLAGS]
         check(alone, "torchrun", run(alone, *command, "--output_dir", "torchrun"))
+
+    def test_sharding_that_accelerate_would_leave_out_on_cpus_is_refused(self, alone):
+        command = [PYTHON / "torchrun", "--standalone", "--nproc-per-node", "2", "-m", "train.cli", "run", *FLAGS]
+        done = run(alone, *command, "--fsdp", "--output_dir", "sharded")
+        assert done.returncode != 0
+        assert "error: --fsdp: accelerate shards only over several processes" in done.stderr
 
     def test_ray_on_two_nodes(self, alone):
         from ray.cluster_utils import Cluster
