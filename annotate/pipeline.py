@@ -7,6 +7,7 @@ What enters: `Settings`. What leaves: a complete shard directory, and a `Summary
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -91,20 +92,21 @@ def run(settings: Settings, console: Console) -> Summary:
             plan.name: requested.get(plan.name) or grouper_class(plan.name).from_parameters(plan.parameters, options)
             for plan in workspace.groupers
         }
-        target.tokenizer.save_pretrained(workspace.tokenizer)
-        job = _Job(settings, source, workspace, groupers, engine, console)
-        records = job.annotate(
-            TokenizeWorker(
-                out=settings.out.absolute(),
-                tokenizer=name,
-                revision=settings.tokenizer_revision,
-                template=template,
-                format_name=format_name,
-                max_length=settings.max_length,
-                with_spans=any(grouper.needs_spans for grouper in groupers.values()),
-                fits=tuple(g for g in groupers.values() if g.needs_fit and not g.is_fitted(workspace.state)),
-            )
+        tokenize = TokenizeWorker(
+            out=settings.out.absolute(),
+            tokenizer=name,
+            revision=settings.tokenizer_revision,
+            template=template,
+            format_name=format_name,
+            max_length=settings.max_length,
+            with_spans=any(grouper.needs_spans for grouper in groupers.values()),
+            fits=tuple(g for g in groupers.values() if g.needs_fit and not g.is_fitted(workspace.state)),
         )
+        job = _Job(settings, source, workspace, groupers, engine, console)
+        with ThreadPoolExecutor(max_workers=1) as beside:  # a large vocabulary takes a while to write
+            saved = beside.submit(target.tokenizer.save_pretrained, workspace.tokenizer)
+            records = job.annotate(tokenize)
+            saved.result()
         info = SourceInfo(settings.data, source.location, source.revision, content_hash, format_name, settings.limit)
         tokenizer_info = TokenizerInfo(name, settings.tokenizer_revision, target.fingerprint)
         manifest = _manifest(settings, info, template, tokenizer_info, groupers, records)

@@ -5,7 +5,9 @@ concatenated, as they will be at inference time, by one call of the Rust tokeniz
 numpy on flat arrays.
 """
 
-from collections.abc import Sequence
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain
@@ -28,7 +30,8 @@ def load_tokenizer(name: str, revision: str | None = None) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+        with _no_collection():
+            tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise UserError(
@@ -39,6 +42,18 @@ def load_tokenizer(name: str, revision: str | None = None) -> Any:
         ) from error
     require_fast(tokenizer, name)
     return tokenizer
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Pause the cycle collector, which walks a growing tokenizer.json again and again: a third of the loading time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @dataclass

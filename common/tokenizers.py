@@ -7,7 +7,11 @@ import hashlib
 import json
 from typing import Any
 
+import numpy as np
+
 from common.errors import UserError
+
+PADDING_NAMES = ("[PAD]", "<pad>", "<PAD>", "<|pad|>", "<|padding|>")
 
 
 def require_fast(tokenizer: Any, name: str) -> None:
@@ -24,26 +28,20 @@ def require_fast(tokenizer: Any, name: str) -> None:
 def tokenizer_fingerprint(tokenizer: Any) -> str:
     """Return a SHA-256 (hexadecimal) of the vocabulary with its ids and of the special tokens.
 
-    Enters: every token with its id, which added tokens are special, and the ids of BOS, EOS and UNK. The padding token
-    stays out on purpose: padded positions never reach a shard, and many training scripts set it to EOS.
+    Enters: every token with its id, which added tokens are special, and the ids of BOS, EOS and UNK. Which token pads
+    stays out on purpose, and so does a token that exists for padding only (`PADDING_NAMES`): padded positions never
+    reach a shard, many training scripts set PAD to EOS, and others add a new one.
     """
-    pad = tokenizer.pad_token_id
-    identity = {
-        "special": sorted(
-            (index, token.content)
-            for index, token in tokenizer.added_tokens_decoder.items()
-            if token.special and index != pad
-        ),
-        "bos": tokenizer.bos_token_id,
-        "eos": tokenizer.eos_token_id,
-        "unk": tokenizer.unk_token_id,
-    }
-    # PAD may be one of the others (a common setting), so the three ids above are kept even when they equal it.
-    digest = hashlib.sha256(json.dumps(identity, ensure_ascii=True).encode())
     vocabulary = tokenizer.get_vocab()
-    names = sorted(vocabulary, key=vocabulary.__getitem__)  # ids are distinct; one pass, for 128,256 entries add up
-    ids = [vocabulary[name] for name in names]
-    if pad in ids:
-        del names[ids.index(pad)], ids[ids.index(pad)]
-    digest.update(json.dumps([ids, names]).encode())
+    ends = {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id, "unk": tokenizer.unk_token_id}
+    padding = {vocabulary[name] for name in PADDING_NAMES if name in vocabulary} - set(ends.values())
+    added = tokenizer.added_tokens_decoder.items()
+    special = sorted((index, token.content) for index, token in added if token.special and index not in padding)
+    digest = hashlib.sha256(json.dumps({"special": special, **ends}, ensure_ascii=True).encode())
+    # Ids are distinct. Few passes, in numpy: 128,256 entries add up.
+    ids = np.fromiter(vocabulary.values(), np.int64, len(vocabulary))
+    order = np.argsort(ids)
+    order = order[~np.isin(ids[order], sorted(padding))]
+    names = np.array(list(vocabulary), dtype=object)[order]
+    digest.update(json.dumps([ids[order].tolist(), names.tolist()]).encode())
     return digest.hexdigest()

@@ -22,6 +22,22 @@ def test_padding_does_not_count(sample_tokenizer):
     assert tokenizer_fingerprint(tokenizer) == before
 
 
+@pytest.mark.parametrize("pad", ["<|eos|>", "<|user|>", "[PAD]"], ids=["EOS", "another token", "a new token"])
+def test_the_token_that_pads_does_not_count(sample_tokenizer, pad):
+    tokenizer = AutoTokenizer.from_pretrained(sample_tokenizer)
+    before = tokenizer_fingerprint(tokenizer)
+    tokenizer.add_special_tokens({"pad_token": pad})
+    assert tokenizer.pad_token == pad
+    assert tokenizer_fingerprint(tokenizer) == before
+
+
+def test_a_new_token_that_does_not_pad_counts(sample_tokenizer):
+    tokenizer = AutoTokenizer.from_pretrained(sample_tokenizer)
+    before = tokenizer_fingerprint(tokenizer)
+    tokenizer.add_tokens(["<|tool|>"], special_tokens=True)
+    assert tokenizer_fingerprint(tokenizer) != before
+
+
 def test_another_vocabulary_or_end_of_turn_counts(sample_tokenizer, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(sample_tokenizer)
     before = tokenizer_fingerprint(tokenizer)
