@@ -6,9 +6,10 @@
 
 All train on the same rows in the same order (with --packing on the same packed rows), in short runs that alternate; the
 first steps of a run are left out. Of each step the fastest of all rounds counts, since other work on the machine only
-ever adds time; printed are medians over the steps, and medians of the step-by-step ratios to TRL's trainer, by the
-clock and by this process's processor time. `own ms` is what the objective and the curves themselves take of a step,
-measured around their own code. `rho1` takes part where the shards hold a column of reference losses.
+ever adds time; printed are means over the steps, redone ones included, and their ratios to TRL's trainer and to `sft`,
+by the clock and by this process's processor time. `own ms` is what the objective and the curves themselves take of a
+step, measured around their own code. Where the shards hold a column of reference losses, `rho1` takes part, and beside
+it `inside`: the same with a reference model of the same size in the loop, as Rho-1 is usually written.
 
 Peak memory: on a GPU, what torch allocated at most during a run. On a CPU (Linux), the most resident memory while
 training, in a process of its own for each run, medians of --memory_runs. `above` is what training added to the loaded
@@ -22,19 +23,19 @@ checkpointing computes twice, over the GPU's dense bfloat16 peak.
 import argparse
 import functools
 import json
+import math
 import os
 import platform
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 import warnings
 from pathlib import Path
 from typing import Any
 
 WARM_UP = 2
-TRL = "trl"
+TRL, INSIDE = "trl", "inside"
 PEAK_FLOPS = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bfloat16, from data sheets
 # hidden size, intermediate size, layers, heads, key-value heads; None: the command's own tiny model
 SIZES = {
@@ -51,6 +52,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--shards", required=True)
     parser.add_argument("--grouper", help="the column of go; not needed where there is one")
     parser.add_argument("--size", choices=SIZES, default="tiny")
+    parser.add_argument("--model", help="a checkpoint in the place of --size: where a run stands after its first steps")
+    parser.add_argument("--kinds", nargs="+", choices=(TRL, "sft", "go", "rho1", INSIDE), help="default: all there are")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=10, help="measured steps of a round")
@@ -77,6 +80,7 @@ class Bench:
         import torch
         from datasets import disable_progress_bars
 
+        from tests.benchmarks.trainers import labelled
         from train.data import open_shards
 
         torch.set_num_threads(options.threads)
@@ -85,13 +89,13 @@ class Bench:
         self.work = Path(tempfile.mkdtemp(prefix="benchmark-train-"))
         self.opened = open_shards([options.shards])
         references = [name for name, kind in self.opened[0].columns.items() if kind == "reference_loss"]
-        self.kinds = (TRL, "sft", "go", *(["rho1"] if references else []))
+        self.kinds = (TRL, "sft", "go", *(["rho1", INSIDE] if references else []))
         self.columns = {"sft": options.grouper, "go": options.grouper, "rho1": references[0] if references else None}
-        if options.only:
-            self.kinds = (options.only,)
-        self.data = {kind: self._rows("sft" if kind == TRL else kind) for kind in self.kinds}
+        if options.only or options.kinds:
+            self.kinds = (options.only,) if options.only else tuple(options.kinds)
+        self.data = {kind: self._rows({TRL: "sft", INSIDE: "rho1"}.get(kind, kind)) for kind in self.kinds}
         if TRL in self.data:
-            self.data[TRL] = _labelled(self.data[TRL])
+            self.data[TRL] = labelled(self.data[TRL])
 
     def _rows(self, objective: str) -> Any:
         from trl import pack_dataset
@@ -110,14 +114,16 @@ class Bench:
         return rows.shuffle(seed=0).select(range(needed)).flatten_indices()
 
     def model(self) -> Any:
-        """Return a model with random weights."""
+        """Return the model to train, random weights unless --model was given."""
         import torch
-        from transformers import LlamaConfig, LlamaForCausalLM
+        from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
         from train.models import tiny_model
 
         options, shape = self.options, SIZES[self.options.size]
         torch.manual_seed(0)
+        if options.model:
+            return AutoModelForCausalLM.from_pretrained(options.model, dtype=getattr(torch, options.weights))
         if shape is None:
             return tiny_model(self.tokenizer, options.max_length)
         hidden, intermediate, layers, heads, kv_heads = shape
@@ -149,6 +155,7 @@ class Bench:
         from transformers import PrinterCallback, ProgressCallback
         from trl import SFTConfig, SFTTrainer
 
+        from tests.benchmarks.trainers import InsideTrainer, TimedTrainer
         from train.config import GOConfig
 
         options = self.options
@@ -171,8 +178,11 @@ class Bench:
             args = SFTConfig(**settings, dataset_kwargs={"skip_prepare_dataset": True})
             make = SFTTrainer
         else:
-            args, make = GOConfig(**settings, objective=kind), _timed_trainer()
+            objective = "rho1" if kind == INSIDE else kind
+            args, make = GOConfig(**settings, objective=objective), InsideTrainer if kind == INSIDE else TimedTrainer
         trainer = make(self.model(), args, train_dataset=self.data[kind], processing_class=self.tokenizer)
+        if kind == INSIDE:
+            trainer.use_reference(self.model())
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
         return trainer
@@ -183,7 +193,9 @@ class Bench:
 
         import torch
 
-        trainer, clock = self.trainer(kind), _clock(self.options.device)
+        from tests.benchmarks.trainers import Clock
+
+        trainer, clock = self.trainer(kind), Clock(self.options.device)
         trainer.add_callback(clock)
         if self.options.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
@@ -211,8 +223,9 @@ class Bench:
         """Return the model FLOPs and the tokens of one epoch over the rows, forward and backward."""
         import torch
 
-        with torch.device("meta"):
-            model = self.model() if SIZES[self.options.size] is None else self._meta()
+        with torch.device("cpu" if self.options.model else "meta"):
+            is_made_here = self.options.model or SIZES[self.options.size] is None
+            model = self.model() if is_made_here else self._meta()
         config = model.config
         weights = sum(p.numel() for p in model.parameters())  # tied: the one matrix multiplies as the head
         width = config.num_attention_heads * config.head_dim
@@ -240,64 +253,6 @@ def _forget_peak_mib() -> float:
     """Let VmHWM start again from now, which loading would else have set (`ru_maxrss` cannot), and return VmRSS."""
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     return _resident_mib("VmRSS")
-
-
-def _labelled(rows: Any) -> Any:
-    """Return the rows as TRL takes them: labels in place of the supervised tokens, nothing else."""
-    import numpy as np
-    from datasets import Dataset
-
-    columns = {"input_ids": [ids.tolist() for ids in rows["input_ids"]]}
-    columns["labels"] = [
-        np.where(supervised, ids, -100).tolist()
-        for ids, supervised in zip(rows["input_ids"], rows["supervised"], strict=True)
-    ]
-    if "seq_lengths" in rows.column_names:
-        columns["seq_lengths"] = [[int(n) for n in lengths] for lengths in rows["seq_lengths"]]
-    return Dataset.from_dict(columns)
-
-
-def _timed_trainer() -> type:
-    from train.trainer import GOTrainer
-
-    class TimedTrainer(GOTrainer):
-        def _forward(self, *arguments):
-            started = time.perf_counter()
-            result = super()._forward(*arguments)
-            self.forward_s = time.perf_counter() - started
-            return result
-
-        def _step_loss(self, *arguments):
-            started = time.perf_counter()
-            result = super()._step_loss(*arguments)
-            self.__dict__.setdefault("own_s", []).append(time.perf_counter() - started - self.forward_s)
-            return result
-
-    return TimedTrainer
-
-
-def _clock(device: str) -> Any:
-    import torch
-    from transformers import TrainerCallback
-
-    class Clock(TrainerCallback):
-        def __init__(self):
-            self.wall_s, self.processor_s = [], []
-
-        def on_step_begin(self, *arguments, **keywords):
-            self.started = self.now()
-
-        def on_step_end(self, *arguments, **keywords):
-            wall_s, processor_s = self.now()
-            self.wall_s.append(wall_s - self.started[0])
-            self.processor_s.append(processor_s - self.started[1])
-
-        def now(self):
-            if device == "cuda":
-                torch.cuda.synchronize()
-            return time.perf_counter(), time.process_time()
-
-    return Clock()
 
 
 def memory_on_cpu(options: argparse.Namespace, kinds: tuple[str, ...]) -> dict[str, tuple[float, float]]:
@@ -340,7 +295,7 @@ def main() -> None:
     steps = WARM_UP + options.steps
     rows = "packed rows" if options.packing else "documents"
     print(f"machine  {machine}, torch {torch.__version__}")
-    print(f"shards   {options.shards}, column {options.grouper or 'the only one'}, size {options.size}")
+    print(f"shards   {options.shards}, column {options.grouper or 'the only one'}, {options.model or options.size}")
     print(f"step     {options.batch} × {options.accumulate} {rows} of at most {options.max_length} tokens", end="")
     print(f", {tokens / steps:,.0f} tokens on average")
     print(f"runs     {options.rounds} alternating rounds of {options.steps} steps after {WARM_UP} of warm-up")
@@ -361,23 +316,24 @@ def print_table(
         return [min(times) for times in zip(*(run[clock] for run in runs[kind]), strict=True)]
 
     def against(kind: str, clock: str, other: str) -> float:
-        pairs = zip(fastest(kind, clock), fastest(other, clock), strict=True)
-        return statistics.median(a / b for a, b in pairs)
+        return sum(fastest(kind, clock)) / sum(fastest(other, clock)) if other in runs else math.nan
 
     peak = next((p for name, p in PEAK_FLOPS.items() if is_gpu and name in torch.cuda.get_device_name()), None)
-    header = f"{'':6}{'s/step':>9}{'tokens/s':>10}{'to trl':>8}{'to sft':>8}{'cpu/trl':>9}{'cpu/sft':>9}{'own ms':>8}"
+    header = f"{'':7}{'s/step':>9}{'tokens/s':>10}{'to trl':>8}{'to sft':>8}{'cpu/trl':>9}{'cpu/sft':>9}{'own ms':>8}"
     print(header + f"{'redone':>8}{'peak MiB':>10}{'to trl':>8}{'above':>8}" + (f"{'MFU':>7}" if is_gpu else ""))
     for kind, many in runs.items():
-        step_s = statistics.median(fastest(kind, "wall_s"))
+        step_s = statistics.mean(fastest(kind, "wall_s"))
         own_s = [seconds for run in many for seconds in run["own_s"]]
         per_step = len(own_s) / max(sum(len(run["wall_s"]) for run in many), 1)
-        line = f"{kind:6}{step_s:9.4f}{tokens_per_step / step_s:10,.0f}"
+        line = f"{kind:7}{step_s:9.4f}{tokens_per_step / step_s:10,.0f}"
         for clock, width in (("wall_s", 8), ("processor_s", 9)):
             line += "".join(f"{against(kind, clock, other):{width}.3f}" for other in (TRL, "sft"))
         line += f"{1000 * statistics.median(own_s) * per_step:8.2f}" if own_s else f"{'':8}"
         line += f"{statistics.mean(run['redone'] for run in many):8.1f}"
         if kind in memory:
-            line += f"{memory[kind][0]:10,.0f}{memory[kind][0] / memory[TRL][0]:8.3f}{memory[kind][1]:8,.0f}"
+            peak_mib, above_mib = memory[kind]
+            to_trl = peak_mib / memory[TRL][0] if TRL in memory else math.nan
+            line += f"{peak_mib:10,.0f}{to_trl:8.3f}{above_mib:8,.0f}"
         if is_gpu:
             line += f"{tokens_per_step / step_s * flops_per_token / peak:7.1%}" if peak else f"{'?':>7}"
         print(line)
