@@ -161,9 +161,9 @@ class Rho1(Grouper):
         for role, values in losses.items():
             values[~kept] = 0.0
             counters[f"{role}_loss_sum"] = float(values[counted].sum(dtype=np.float64))
-        columns["rho1"] = losses["reference"]
+        columns["rho1"] = losses["reference"].astype(np.float32)
         if "base" in losses:
-            columns["rho1_excess"] = losses["base"] - losses["reference"]
+            columns["rho1_excess"] = (losses["base"] - losses["reference"]).astype(np.float32)
         return Scores(columns, rejects, counters)
 
     def report(self, counters: Mapping[str, float]) -> dict[str, Any]:
