@@ -75,8 +75,8 @@ class ReferenceModel:
 
         Returns:
             float64 [num_tokens], nats; 0 for the first token of a document, which has no prefix. Not finite where the
-            model's output is not. Sums over the vocabulary are float64: in float32 they alone would move a loss of 10
-            nats by 2e-6 from batch to batch.
+            model's output is not. Float64 from the logarithm on: rounding a loss of 10 nats to float32 twice would
+            move it by 2e-6 from batch to batch.
         """
         import torch
 
@@ -120,7 +120,7 @@ class ReferenceModel:
                 # goes out of both terms, so the target's is the difference to it.
                 logits.sub_(logits.amax(dim=1, keepdim=True))
                 chosen = logits.gather(1, wanted[chunk, None]).squeeze(1).double()
-                losses[chunk] = logits.exp_().sum(dim=1, dtype=torch.float64).log_().sub_(chosen)
+                losses[chunk] = logits.exp_().sum(dim=1).double().log_().sub_(chosen)
             return losses.cpu().numpy()
 
     def _hidden(self, ids: Any) -> Any:
