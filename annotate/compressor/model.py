@@ -165,7 +165,13 @@ class Compressor:
         """Return softmax(logits)[…, 1] as float32 [rows, width] on the CPU; on a GPU it arrives with the stream."""
         import torch
 
-        logits = self.model(input_ids=self._put(ids), attention_mask=self._put(mask)).logits.float()
+        attention_mask = self._put(mask)
+        if mask is not None and not self.on_gpu:
+            # What attention would make of it in every layer, [rows, 1, 1, width]: 0, or the lowest number.
+            lowest = torch.finfo(self.model.dtype).min
+            hidden = torch.zeros(mask.shape, dtype=self.model.dtype).masked_fill_(~attention_mask, lowest)
+            attention_mask = hidden[:, None, None, :]
+        logits = self.model(input_ids=self._put(ids), attention_mask=attention_mask).logits.float()
         values = torch.sigmoid(logits[..., 1] - logits[..., 0])  # the softmax of two
         if not self.on_gpu:
             return values

@@ -4,7 +4,8 @@
     python -m tests.benchmarks.llmlingua2 --data path/to/alpaca.json --device cuda  # XLM-R large, bfloat16
 
 Checkpoints have random weights in the real architectures and a tokenizer trained on the data. Measured, as medians over
-runs that alternate (the ratio in CPU time means something on a busy machine and with one thread):
+runs that alternate, each after a short one of the same side, which lets the allocator settle (the ratio in CPU time
+means something on a busy machine and with one thread):
 
 - the package's fastest whole path from texts to words with probabilities: its chunks, then `__get_context_prob`. (Its
   `compress_prompt` does more: it counts tokens with another tokenizer and writes a shorter text.)
@@ -43,6 +44,7 @@ SIZES = {
     "xlm-roberta-large": ("xlm-roberta", 24, 1024, 8, 4_000),
 }
 PACKAGE_DOCUMENTS_ON_GPU = 200
+WARM_UP_DOCUMENTS = 32
 
 
 def main() -> None:
@@ -107,9 +109,12 @@ def compare(size: str, segments: list, target: TargetTokenizer, options: argpars
         chunks = grouper.compressor().chunks(batch.texts)
         own_tokens = len(grouper.compressor().chunks(texts).ids)
         package_times, grouper_times = [], []
-        warm_up(package, grouper, texts, batch)
+        warm_up(grouper, batch)
+        few = batch.select(np.arange(min(len(batch), WARM_UP_DOCUMENTS)))
         for _ in range(options.runs):
+            package_words(package, texts[: max(2, WARM_UP_DOCUMENTS // 8)])
             package_times.append(seconds(lambda: package_words(package, texts)))
+            grouper.score(few)
             grouper_times.append(seconds(lambda: grouper.score(batch)))
     package_s, package_cpu_s = np.median(package_times, axis=0)
     grouper_s, grouper_cpu_s = np.median(grouper_times, axis=0)
@@ -132,10 +137,8 @@ def package_words(package, texts: list[str]) -> None:
     package._PromptCompressor__get_context_prob(package_chunks(package, texts))
 
 
-def warm_up(package, grouper: Llmlingua2, texts: list[str], batch: TokenBatch) -> None:
-    """Run both sides a little, so that nothing is measured that happens once."""
-    package_words(package, texts[:2])
-    grouper.score(batch.select(np.arange(min(len(batch), 2))))
+def warm_up(grouper: Llmlingua2, batch: TokenBatch) -> None:
+    """Run a GPU's kernels once for every shape."""
     if torch.cuda.is_available():
         grouper.score(batch)
         torch.cuda.synchronize()
