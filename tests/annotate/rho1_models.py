@@ -59,9 +59,9 @@ def make_tokenizer(vocabulary: int = VOCABULARY, first: str = "w") -> PreTrained
     """Return a word-level fast tokenizer with `vocabulary` entries."""
     backend = Tokenizer(models.WordLevel({f"{first}{i}": i for i in range(vocabulary)}, unk_token=f"{first}0"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, unk_token=f"{first}0", eos_token=f"{first}{vocabulary - 1}"
-    )
+    unknown, end = f"{first}0", f"{first}{vocabulary - 1}"
+    # PAD is set, since Qwen2's tokenizer class would else add a token of its own for it.
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token=unknown, pad_token=unknown, eos_token=end)
 
 
 def save_checkpoint(directory: Path, kind: str = "llama", seed: int = 0, tokenizer=None, **settings) -> str:

@@ -84,11 +84,15 @@ def compressor(directory):
 
 @pytest.fixture
 def fed(compressor):
-    """Listen to what the model is fed: a list of (input_ids, attention_mask)."""
+    """Listen to what the model is fed: a list of (input_ids, bool [rows, width]: other tokens see it)."""
     seen = []
-    hook = compressor.model.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append((kwargs["input_ids"], kwargs["attention_mask"])), with_kwargs=True
-    )
+
+    def listen(module, args, kwargs):
+        ids, mask = kwargs["input_ids"], kwargs["attention_mask"]
+        assert mask is None or mask.shape == (len(ids), 1, 1, ids.shape[1])
+        seen.append((ids, torch.ones_like(ids, dtype=torch.bool) if mask is None else mask[:, 0, 0] == 0))
+
+    hook = compressor.model.register_forward_pre_hook(listen, with_kwargs=True)
     yield seen
     hook.remove()
 
@@ -101,7 +105,6 @@ def test_the_model_sees_its_own_special_tokens_and_every_token_once(compressor, 
     assert len({before, after, pad, tokenizer.unk_token_id}) == 4
     found = []
     for ids, mask in fed:
-        mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
         assert ids.numel() <= 1024
         assert (ids[~mask] == pad).all()
         for row, kept in zip(ids, mask, strict=True):
@@ -218,7 +221,7 @@ def test_hard_texts_are_scored_everywhere_once(compressor, fed, case):
     assert ((words.probabilities > 0) & (words.probabilities < 1)).all()
     # Memory is bounded by the budget, and every token is fed once.
     assert max(ids.numel() for ids, _ in fed) <= 1024
-    num_fed = sum(int(ids.numel() if mask is None else mask.sum()) for ids, mask in fed)
+    num_fed = sum(int(mask.sum()) for _, mask in fed)
     num_tokens = len(compressor.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids)
     assert num_fed == num_tokens + 2 * words.num_chunks.sum()
 

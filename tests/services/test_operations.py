@@ -211,7 +211,8 @@ def test_uvicorn_starts_the_same_app_from_variables(tmp_path, sample_tokenizer):
     running.command += ["--port", str(running.port)]
     with running, running.wait().client() as client:
         assert ask(client, "hello", "random").status_code == 200
-        assert json.loads(running.logged().splitlines()[-1])["event"] == "request"
+        # uvicorn's own lines stand between ours.
+        assert any('"event": "request"' in line for line in running.logged().splitlines())
 
 
 @pytest.mark.parametrize(
