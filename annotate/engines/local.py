@@ -8,7 +8,8 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import cached_property
 from typing import Any
 
 from annotate.engines.base import Engine, MakeWorker
@@ -39,7 +40,7 @@ class LocalEngine(Engine):
 
     name = "local"
 
-    @property
+    @cached_property
     def device(self) -> str:
         import torch
 
@@ -55,7 +56,10 @@ class LocalEngine(Engine):
             yield from map(worker, items)
             return
         threads = max(2, min(MAX_THREADS, os.cpu_count() or 1))
-        with _one_thread_a_batch(), ThreadPoolExecutor(threads) as pool:
+        # A model on a GPU scores beside this stage, and its own tokenizer needs more than one thread to keep it busy.
+        # (Nobody asks for the device in a run without a model, and torch is not loaded for it.)
+        feeds_gpu = self.__dict__.get("device") == "cuda"
+        with nullcontext() if feeds_gpu else _one_thread_a_batch(), ThreadPoolExecutor(threads) as pool:
             running: deque[Future[Any]] = deque()
             try:
                 for item in items:
