@@ -2,7 +2,8 @@
 
 What enters: rows of `data.py`'s data sets. What leaves: the tensors of TRL's collator (padded, padding-free or packed),
 and for every position its document and its group or reference loss, and the batch's counts as plain integers, so that a
-step's counts are known before its first forward pass. Next: the trainer takes the extra entries out of the batch.
+step's counts are known before its first forward pass. Next: the trainer takes the extra entries out of the batch, and
+`with_groups` puts them beside the losses.
 """
 
 from typing import Any
@@ -13,7 +14,8 @@ from torch import Tensor
 
 from common.thresholds import num_important
 from train.data import IMPORTANT, REFERENCE_LOSS
-from train.objectives.tokens import Counts
+from train.objectives.rho1 import select_top
+from train.objectives.tokens import Counts, Tokens
 from train.settings import SelectOver
 
 IGNORED_LABEL = -100  # what TRL and transformers leave out of the loss
@@ -76,6 +78,28 @@ class GroupCollator:
         for index, row in enumerate(rows):
             out[index, : len(row)] = row
         return out
+
+
+def with_groups(loss: Tensor, supervised: Tensor, extra: dict[str, Any], select_over: SelectOver) -> Tokens:
+    """Put losses and groups side by side: position j - 1 of a model's outputs predicts token j.
+
+    Args:
+        loss: float32 [R · (C - 1)], nats.
+        supervised: bool, alike.
+        extra: what the collator gave beside TRL's entries; without groups, no token is important.
+        select_over: over what dynamic groups are ranked.
+    """
+    document = extra[DOCUMENT][:, 1:].flatten()
+    assert loss.shape == document.shape, "the model must return one prediction for every token but the first"
+    if extra.get(IMPORTANT) is not None:
+        important = extra[IMPORTANT][:, 1:].flatten()
+    elif extra.get(REFERENCE_LOSS) is not None:
+        excess = loss.detach() - extra[REFERENCE_LOSS][:, 1:].flatten()
+        over = document if select_over == "document" else torch.zeros_like(document)
+        important = select_top(excess, supervised, over, extra[NUM_SELECTED])
+    else:
+        important = torch.zeros_like(supervised)
+    return Tokens(loss, supervised, important, document, extra[NUM_DOCUMENTS])
 
 
 def _with_labels(example: dict[str, Any]) -> dict[str, Any]:

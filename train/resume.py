@@ -1,9 +1,9 @@
 """Going on after a kill: the same documents in the same order, the same losses and the same counters.
 
 What enters: a trainer that is writing, or continuing from, a checkpoint. What leaves: `resume.json` in each checkpoint,
-beside what transformers saves (weights, optimizer, schedule, random states, log lines): everything else that the next
-step or the next log line depends on, and the settings and data that the run was started with. A resume with others is
-refused with what changed.
+and each rank's `token_losses_<rank>.pt`, beside what transformers saves (weights, optimizer, schedule, random states,
+log lines): everything else that the next step or the next log line depends on, and the settings and data that the run
+was started with. A resume with others is refused with what changed.
 
 A checkpoint is complete when both `resume.json` and `trainer_state.json` can be read: transformers writes the latter
 last, after every rank has written its part. What a kill left half-written is passed over.
@@ -13,6 +13,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -105,7 +106,7 @@ def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 class ResumableTrainer(SFTTrainer):
-    """TRL's trainer, with checkpoints that hold everything; its subclasses bring `guesses` and `curves`.
+    """TRL's trainer, with checkpoints that hold everything; its subclasses bring `redone`, `token_losses` and `curves`.
 
     `origin` is what the run was started from, beside its arguments: JSON values by name, such as the shards' hashes.
     """
@@ -115,7 +116,8 @@ class ResumableTrainer(SFTTrainer):
         super().__init__(*arguments, **keywords)
         self.origin: dict[str, Any] = {}
         self.settings: dict[str, Any] = {}  # those that the run's numbers depend on
-        self.continued: dict[str, Any] | None = None  # the resume.json of the checkpoint that this call goes on from
+        self.checkpoint: Path | None = None  # that this call goes on from
+        self.continued: dict[str, Any] | None = None  # its resume.json
         self.add_callback(_Continue(self))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **keywords: Any) -> Any:
@@ -128,10 +130,11 @@ class ResumableTrainer(SFTTrainer):
         if checkpoint is True:
             checkpoint = find_checkpoint(Path(self.args.output_dir))
         self.settings = training_settings(self.args, self.accelerator.num_processes)
-        self.continued = None
+        self.checkpoint = self.continued = None
         if checkpoint is not None:
-            self.continued = open_checkpoint(Path(checkpoint))
-            self._compare(Path(checkpoint))
+            self.checkpoint = Path(checkpoint)
+            self.continued = open_checkpoint(self.checkpoint)
+            self._compare(self.checkpoint)
         return super().train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint), **keywords)
 
     def _compare(self, checkpoint: Path) -> None:
@@ -153,6 +156,7 @@ class ResumableTrainer(SFTTrainer):
     def _save_rng_state(self, output_dir: str) -> None:
         """Write what transformers does not, and wait until every rank has written its part."""
         super()._save_rng_state(output_dir)
+        torch.save(self.token_losses.state(), self._token_losses_path(Path(output_dir)))
         content = self._progress()
         if self.args.should_save:
             write_json(Path(output_dir) / RESUME_NAME, content)
@@ -166,7 +170,7 @@ class ResumableTrainer(SFTTrainer):
             "settings": self.settings,
             "split": {name: getattr(self.args, name) for name in SPLIT} | {"processes": self.accelerator.num_processes},
             "origin": self.origin,
-            "guesses": vars(self.guesses),
+            "redone": vars(self.redone),
             "num_tokens": self._total_train_tokens,
             "loss_total": before + self._total_loss_scalar + float(loss),
             "loss_since_log": float(loss),
@@ -175,13 +179,18 @@ class ResumableTrainer(SFTTrainer):
             "curves_since_log": self.curves.pending(self._sum_over_ranks),
         }
 
+    def _token_losses_path(self, checkpoint: Path) -> Path:
+        return checkpoint / f"token_losses_{self.args.process_index}.pt"
+
     def restore(self) -> None:
         """Take up what `resume.json` holds; the base class has just set its own counters to zero."""
         saved = self.continued
         if saved is None:
             return
-        for name, value in saved["guesses"].items():
-            setattr(self.guesses, name, value)
+        for name, value in saved["redone"].items():
+            setattr(self.redone, name, value)
+        if (path := self._token_losses_path(self.checkpoint)).exists():  # not where there were fewer ranks
+            self.token_losses.restore(torch.load(path, map_location="cpu", weights_only=True))
         self._total_train_tokens = saved["num_tokens"]
         self._tr_loss += saved["loss_since_log"]
         self._total_loss_scalar = -saved["loss_since_log"]  # it is in loss_total already

@@ -86,7 +86,7 @@ def run(configuration: Configuration) -> Path:
             **recorded,
             "data": {"column": plan.column, "dynamic_groups": plan.dynamic, **dataclasses.asdict(data.report)},
             "steps": trainer.state.global_step,
-            "redone": dataclasses.asdict(trainer.guesses),
+            "redone": dataclasses.asdict(trainer.redone),
             "final_metrics": final_metrics(history),
         }
         title = f"{args.objective}, {plan.column or 'no groups'}" + (f", eta {plan.eta:g}" if plan.column else "")

@@ -10,6 +10,7 @@ split.
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,32 +18,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from train.objectives.base import worst_group
 from train.objectives.tokens import Counts, Sums
-
-# How slowly the gap that guesses start from follows the steps. One step's gap says little of the next one's sign when
-# the groups are about as bad as each other, which is where the objective drives them; a mean over about five does
-# better (on Alpaca with 8 documents a step, a third fewer micro-batches run under a wrong guess).
-GAP_MEMORY = 0.8
 
 Reduce = Callable[[Tensor], Tensor]  # the sum over data-parallel ranks
 
 
 @dataclass
-class GuessRecord:
-    """What is carried from step to step, and through checkpoints."""
+class Redone:
+    """How often a guess was wrong; carried from step to step, and through checkpoints."""
 
-    # Mean loss of the important group minus that of the unimportant one: exponential moving average over the steps.
-    gap: float | None = None
     num_redone_steps: int = 0
     num_redone_batches: int = 0
 
-    def note(self, sums: Sums, counts: Counts, num_redone: int) -> None:
-        """Take in a finished step's gap, where both groups had tokens, and count what was redone."""
-        if counts.important and counts.unimportant:
-            gap = float(sums.important / counts.important - sums.unimportant / counts.unimportant)
-            self.gap = gap if self.gap is None else GAP_MEMORY * self.gap + (1 - GAP_MEMORY) * gap
-        self.num_redone_steps += num_redone > 0
-        self.num_redone_batches += num_redone
+    def note(self, num_batches: int) -> None:
+        """Count a finished step of which so many micro-batches were run under a wrong guess."""
+        self.num_redone_steps += num_batches > 0
+        self.num_redone_batches += num_batches
 
 
 @dataclass
@@ -50,11 +42,13 @@ class Step:
     """One optimizer step on one rank."""
 
     batches: list[Any]  # as they came from the data loader
-    local_counts: list[Counts]  # of this rank's micro-batches
     counts: Counts  # of the whole step, all ranks
     weight: float  # lambda
+    # Where the worst group is to be guessed: what the sums are expected to be, of this rank's micro-batches and of all.
+    expected: list[Sums] = field(default_factory=list)
+    expected_total: Sums | None = None
     sums: list[Sums] = field(default_factory=list)  # of this rank's micro-batches that were run
-    guesses: list[int] = field(default_factory=list)
+    guesses: list[Tensor] = field(default_factory=list)
     random_states: list[dict[str, Tensor]] = field(default_factory=list)
 
     @property
@@ -74,22 +68,15 @@ class Step:
             total = total.plus(sums)
         return total
 
-    def guess(self, gap: float | None) -> int:
-        """Guess the step's worst group from what this rank has seen of it and from the previous steps' `gap`.
+    def guess(self) -> Tensor:
+        """Guess the step's worst group, without waiting for the device.
 
-        The unseen share of the step is taken to be like the previous steps.
+        From what this rank has seen of the step, and for the rest, its own and the other ranks', what was expected.
         """
-        if not self.counts.important or not self.counts.unimportant:
-            return int(self.counts.important > 0)  # known: an empty group cannot be the worst
-        seen = Counts()
-        for counts in self.local_counts[: len(self.sums)]:
-            seen = seen.plus(counts)
-        if not seen.important or not seen.unimportant:
-            return int((gap or 0.0) >= 0)
-        sums = self.local_sums()
-        here = float(sums.important / seen.important - sums.unimportant / seen.unimportant)
-        share = len(self.sums) / self.num_batches if gap is not None else 1.0
-        return int(share * here + (1 - share) * (gap or 0.0) >= 0)
+        sums = self.expected_total
+        for seen, expected in zip(self.sums, self.expected, strict=False):
+            sums = sums.plus(seen).minus(expected)
+        return worst_group(sums, self.counts)
 
     def finish(self, reduce: Reduce) -> tuple[Sums, Tensor]:
         """Return the whole step's sums, and for each micro-batch but the last how many ranks guessed group 1.
@@ -97,9 +84,39 @@ class Step:
         One reduction over the ranks.
         """
         local = self.local_sums().stack()
-        both = torch.cat([local, local.new_tensor([float(guess) for guess in self.guesses])])
-        both = reduce(both)
+        both = reduce(torch.cat([local, torch.stack(self.guesses).to(local)]) if self.guesses else local)
         return Sums.unstack(both[: len(local)]), both[len(local) :]
+
+
+def begin_step(
+    batches: list[Any],
+    local_counts: list[Counts],
+    weight: float,
+    expected: list[Sums],
+    num_ranks: int,
+    reduce: Reduce,
+    device: torch.device,
+) -> Step:
+    """Return a step whose counts and expected sums are known over all ranks: one reduction.
+
+    Args:
+        batches: this rank's micro-batches.
+        local_counts: of each of them.
+        weight: lambda.
+        expected: sums of each, where the worst group is to be guessed; else empty.
+        num_ranks: data-parallel ranks.
+        reduce: the sum over them.
+        device: where it works.
+    """
+    counts = functools.reduce(Counts.plus, local_counts, Counts())
+    total = functools.reduce(Sums.plus, expected) if expected else None
+    if num_ranks > 1:
+        numbers = torch.tensor([*counts, len(batches)], dtype=torch.float64, device=device)
+        over_ranks = reduce(torch.cat([numbers, total.stack()]) if expected else numbers)
+        *values, num_batches = (int(value) for value in over_ranks[: len(numbers)].tolist())
+        assert num_batches == len(batches) * num_ranks, "every rank must run as many micro-batches"
+        counts, total = Counts(*values), Sums.unstack(over_ranks[len(numbers) :]) if expected else None
+    return Step(batches, counts, weight, expected, total)
 
 
 def wrong_batches(guessed_important: Tensor, worst: int, num_ranks: int) -> list[int]:
@@ -121,8 +138,13 @@ def random_state(device: torch.device) -> dict[str, Tensor]:
 
 @contextlib.contextmanager
 def replayed(states: dict[str, Tensor], device: torch.device) -> Iterator[None]:
-    """Run a forward pass again as it was run before: with the same dropout."""
-    torch.set_rng_state(states["cpu"])
-    if device.type != "cpu":
-        torch.get_device_module(device).set_rng_state(states[device.type])
+    """Run a forward pass again as it was run before, with the same dropout; what is drawn afterwards stays the same."""
+    now = random_state(device)
+    _set_random_state(states)
     yield
+    _set_random_state(now)
+
+
+def _set_random_state(states: dict[str, Tensor]) -> None:
+    for kind, state in states.items():
+        (torch if kind == "cpu" else torch.get_device_module(kind)).set_rng_state(state)

@@ -17,20 +17,20 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from common.errors import UserError, raise_together
-from train.collate import COUNTS, DOCUMENT, EXTRA_KEYS, NUM_DOCUMENTS, NUM_SELECTED, GroupCollator
+from train.collate import COUNTS, EXTRA_KEYS, IGNORED_LABEL, GroupCollator, with_groups
 from train.config import GOConfig, world_size
 from train.curves import Curves
 from train.data import IMPORTANT, REFERENCE_LOSS
+from train.expected_loss import TokenLosses
 from train.isolation import check_isolation
 from train.objectives import OBJECTIVES
 from train.objectives.base import worst_group
 from train.objectives.go import lambda_at
-from train.objectives.rho1 import select_top
-from train.objectives.tokens import Counts, Tokens, sum_losses
+from train.objectives.tokens import Counts, Sums, Tokens, sum_losses
 from train.refusals import parallelism_problems
 from train.resume import ResumableTrainer
 from train.sampler import FilledDataset, filled_order
-from train.step import GuessRecord, Step, random_state, replayed, wrong_batches
+from train.step import Redone, Step, begin_step, random_state, replayed, wrong_batches
 
 
 class GOTrainer(ResumableTrainer):
@@ -99,7 +99,8 @@ class GOTrainer(ResumableTrainer):
         if args.objective != "sft":
             self.loss_is_scaled_for_ga = True  # group means already take the whole step's counts
         self.has_groups = bool({IMPORTANT, REFERENCE_LOSS} & set(train_dataset.column_names))
-        self.guesses = GuessRecord()
+        self.redone = Redone()
+        self.token_losses = TokenLosses(self.model.get_input_embeddings().num_embeddings, self.args.device)
         self.curves = Curves(self.objective)
         self._step: Step | None = None
 
@@ -144,16 +145,21 @@ class GOTrainer(ResumableTrainer):
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """Fetch the micro-batches of one optimizer step and count its tokens before any forward pass."""
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        local = [Counts(*batch[COUNTS]) for batch in batches]
-        total = Counts()
-        for counts in local:
-            total = total.plus(counts)
-        if self._num_ranks > 1:
-            *values, num_over_ranks = self._sum_over_ranks(torch.tensor([*total, len(batches)], device=device)).tolist()
-            assert num_over_ranks == len(batches) * self._num_ranks, "every rank must run as many micro-batches"
-            total = Counts(*values)
-        self._step = Step(batches, local, total, self._lambda())
+        weight, expected = self._lambda(), []
+        if self.objective.needs_worst_group(weight) and len(batches) > 1:
+            self.token_losses.fade()
+            expected = [self._expected_sums(batch) for batch in batches]
+        counts = [Counts(*batch[COUNTS]) for batch in batches]
+        self._step = begin_step(batches, counts, weight, expected, self._num_ranks, self._sum_over_ranks, device)
         return batches, num_items
+
+    def _expected_sums(self, batch: dict[str, Any]) -> Sums:
+        """Return what a micro-batch's sums will be if each token's loss is what its id's were."""
+        batch = self._prepare_inputs(batch)
+        labels = batch["labels"][:, 1:].flatten()
+        supervised = labels != IGNORED_LABEL
+        loss = self.token_losses.expected(labels.clamp(min=0)) * supervised
+        return sum_losses(self._grouped(loss, supervised, batch))
 
     def _lambda(self) -> float:
         args = self.args
@@ -187,24 +193,16 @@ class GOTrainer(ResumableTrainer):
 
     def _tokens(self, outputs: Any, extra: dict[str, Any]) -> Tokens:
         """Put losses and groups side by side: position j - 1 of the outputs predicts token j."""
-        loss = -outputs.log_probs.float().flatten()
-        supervised = outputs.label_mask.flatten()
-        document = extra[DOCUMENT][:, 1:].flatten()
-        assert loss.shape == document.shape, "the model must return one prediction for every token but the first"
-        if extra[IMPORTANT] is not None:
-            important = extra[IMPORTANT][:, 1:].flatten()
-        elif extra[REFERENCE_LOSS] is not None:
-            excess = loss.detach() - extra[REFERENCE_LOSS][:, 1:].flatten()
-            over = document if self.args.resolved_select_over == "document" else torch.zeros_like(document)
-            important = select_top(excess, supervised, over, extra[NUM_SELECTED])
-        else:
-            important = torch.zeros_like(supervised)
-        return Tokens(loss, supervised, important, document, extra[NUM_DOCUMENTS])
+        return self._grouped(-outputs.log_probs.float().flatten(), outputs.label_mask.flatten(), extra)
+
+    def _grouped(self, loss: Tensor, supervised: Tensor, extra: dict[str, Any]) -> Tokens:
+        return with_groups(loss, supervised, extra, self.args.resolved_select_over)
 
     def _step_loss(self, model, inputs, extra, num_items) -> Tensor:
         step, objective = self._step, self.objective
         decides = objective.needs_worst_group(step.weight)
         is_last, is_split = step.is_last, decides and step.num_batches > 1
+        labels = inputs["labels"][:, 1:].flatten()
         if is_split:
             step.random_states.append(random_state(self.args.device))
         # Until the truth is known, the last pass must not arm the gradient exchange: others may have to run before it.
@@ -212,6 +210,8 @@ class GOTrainer(ResumableTrainer):
             base_loss, outputs = self._forward(model, inputs, False, num_items)
         tokens = self._tokens(outputs, extra)
         step.sums.append(sum_losses(tokens, objective.needs_document_sums))
+        if is_split:
+            self.token_losses.learn(labels.clamp(min=0), tokens.loss.detach(), tokens.supervised)
         if not decides:
             if is_last:
                 self.curves.add_step(step.local_sums(), step.counts, step.weight, is_reduced=False)
@@ -219,25 +219,24 @@ class GOTrainer(ResumableTrainer):
                 return base_loss
             return self._scaled(objective.loss(tokens, step.counts, step.weight, None), outputs)
         if not is_last:
-            step.guesses.append(step.guess(self.guesses.gap))
+            step.guesses.append(step.guess())
             return self._scaled(objective.loss(tokens, step.counts, step.weight, step.guesses[-1]), outputs)
         sums, guessed = step.finish(self._sum_over_ranks)
         worst = worst_group(sums, step.counts)
         self.curves.add_step(sums, step.counts, step.weight, is_reduced=True)
-        missing = 0.0
-        if is_split:
-            wrong = wrong_batches(guessed, int(worst), self._num_ranks)
-            self.guesses.note(sums, step.counts, len(wrong))
-            if wrong:
-                del base_loss, outputs, tokens  # free the last pass's activations before the others run again
-                missing = self._correct(model, step, wrong, int(worst))
-                with replayed(step.random_states[-1], self.args.device):
-                    outputs = model(**inputs, fused_lm_head=True)
-                tokens = self._tokens(outputs, extra)
-        loss = self._scaled(objective.loss(tokens, step.counts, step.weight, worst), outputs) + missing
-        if is_split and not wrong:
+        loss = self._scaled(objective.loss(tokens, step.counts, step.weight, worst), outputs)
+        if not is_split:
+            return loss
+        wrong = wrong_batches(guessed, int(worst), self._num_ranks)
+        self.redone.note(len(wrong))
+        if not wrong:
             _arm_gradient_exchange(model, loss)
-        return loss
+            return loss
+        with self._no_sync(model):
+            self.accelerator.backward(loss)
+        loss = loss.detach()
+        del base_loss, outputs, tokens  # free the pass's activations before the others run again
+        return loss + self._correction(model, step, wrong, worst)
 
     def _no_sync(self, model) -> Any:
         """Return the context in which backward passes keep their gradients to this rank, as the base class does."""
@@ -245,17 +244,18 @@ class GOTrainer(ResumableTrainer):
             return self._defer_fsdp_gradient_reduction()
         return self.accelerator.no_sync(model)
 
-    def _correct(self, model, step: Step, wrong: list[int], worst: int) -> Tensor:
-        """Add what the micro-batches run under a wrong guess lack: the gradient of loss(truth) - loss(guess).
+    def _correction(self, model, step: Step, wrong: list[int], worst: Tensor) -> Tensor:
+        """Return what the micro-batches run under a wrong guess lack: the sum of loss(truth) - loss(guess).
 
-        Returns:
-            The sum of these differences, detached, for the loss that is reported.
+        The backward pass of all but the last one is run here; the caller's, of the last one, exchanges the gradients.
         """
-        missing = torch.zeros((), device=self.args.device)
+        total = torch.zeros((), device=self.args.device)
         for index in wrong:
             inputs = dict(self._prepare_inputs(step.batches[index]))
             extra = {key: inputs.pop(key, None) for key in EXTRA_KEYS}
-            with replayed(step.random_states[index], self.args.device), self._no_sync(model):
+            is_last = index == wrong[-1]
+            exchange = nullcontext() if is_last else self._no_sync(model)
+            with replayed(step.random_states[index], self.args.device), exchange:
                 outputs = model(**inputs, use_cache=False, fused_lm_head=True)
                 tokens = self._tokens(outputs, extra)
                 right, guessed = (
@@ -263,9 +263,11 @@ class GOTrainer(ResumableTrainer):
                     for group in (worst, step.guesses[index])
                 )
                 difference = (right - guessed) * self._num_ranks
-                self.accelerator.backward(difference)
-            missing += difference.detach()
-        return missing
+                if not is_last:
+                    self.accelerator.backward(difference)
+                    difference = difference.detach()
+            total = total + difference
+        return total
 
     def _scaled(self, loss: Tensor, outputs: Any) -> Tensor:
         """Undo the mean over ranks that data parallelism takes of gradients, and add a mixture of experts' own loss."""
@@ -279,7 +281,7 @@ class GOTrainer(ResumableTrainer):
         if self.model.training:
             logs.update(self.curves.flush_steps(self._sum_over_ranks, self.has_groups))
             if self.objective.needs_worst_group(1.0) and self.args.gradient_accumulation_steps > 1:
-                logs["redone_steps"] = self.guesses.num_redone_steps
+                logs["redone_steps"] = self.redone.num_redone_steps
         else:
             logs.update(self.curves.flush_evaluation(self._sum_over_ranks, self._lambda(), self.has_groups))
         super().log(logs, start_time)

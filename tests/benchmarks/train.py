@@ -209,7 +209,7 @@ class Bench:
             "wall_s": clock.wall_s[WARM_UP:],
             "processor_s": clock.processor_s[WARM_UP:],
             "own_s": getattr(trainer, "own_s", [])[WARM_UP * self.options.accumulate :],
-            "redone": trainer.guesses.num_redone_steps if kind != TRL else 0,
+            "redone": trainer.redone.num_redone_steps if kind != TRL else 0,
             "peak_mib": peak_mib,
             "above_mib": peak_mib - before_mib,
         }

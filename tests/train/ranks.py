@@ -79,7 +79,7 @@ def main(job_file: str) -> None:
     guess = Step.guess
     for name, settings in job["runs"].items():
         forced = settings.pop("guess", None)
-        Step.guess = guess if forced is None else lambda self, gap, forced=forced: forced
+        Step.guess = guess if forced is None else lambda self, forced=forced: torch.tensor(forced)
         result = _run(folder / name, tokenizer, **settings)
         if dist.get_rank() == 0:
             torch.save(result, folder / f"{name}.pt")
@@ -90,6 +90,8 @@ def _run(folder: Path, tokenizer: Any, resume_at: int = 0, evaluate: bool = Fals
     import torch.distributed as dist
 
     from tests.train.runs import make_trainer, small_model
+    from train.collate import COUNTS
+    from train.objectives.tokens import Counts
 
     model_settings = settings.pop("model", {})
     output = folder / ("shared" if resume_at else os.environ["RANK"])
@@ -118,7 +120,7 @@ def _run(folder: Path, tokenizer: Any, resume_at: int = 0, evaluate: bool = Fals
     def recorded(*arguments):
         fetched = fetch(*arguments)
         fed.append(fed_documents(fetched[0]))
-        counts.append(trainer._step.local_counts)
+        counts.append([Counts(*batch[COUNTS]) for batch in fetched[0]])
         return fetched
 
     trainer.get_batch_samples = recorded
@@ -130,7 +132,7 @@ def _run(folder: Path, tokenizer: Any, resume_at: int = 0, evaluate: bool = Fals
         "parameters": {key: _whole(value) for key, value in trainer.model.state_dict().items()},
         "history": trainer.state.log_history,
         "evaluation": evaluation,
-        "redone": trainer.guesses.num_redone_steps,
+        "redone": trainer.redone.num_redone_steps,
         "fed": [rank[0] for rank in everywhere],
         "counts": [rank[1] for rank in everywhere],
         "wrapped": type(trainer.model_wrapped).__name__,

@@ -7,6 +7,7 @@ so many micro-batches, and at some steps a whole rank, have none.
 
 import numpy as np
 import pytest
+import torch
 
 from tests.train import ranks
 from tests.train.conftest import COLUMNS, write_shards
@@ -121,16 +122,16 @@ class TestAccumulation:
 
     @pytest.mark.parametrize("guess", [0, 1])
     def test_a_wrong_guess_at_every_micro_batch(self, guess, shards, truth, tokenizer, tmp_path, monkeypatch):
-        monkeypatch.setattr(Step, "guess", lambda self, gap: guess)
+        monkeypatch.setattr(Step, "guess", lambda self: torch.tensor(guess))
         trainer = train(shards[21], tokenizer, tmp_path, "go", 2, 4)
         assert max_difference(trainer.model.state_dict(), truth("go")[0]) < 1e-5
         assert history(trainer, "loss") == pytest.approx(truth("go")[1], abs=1e-5)
         wrong = sum(worst != guess for worst in history(trainer, "worst_group"))
         assert 0 < wrong < STEPS
-        assert trainer.guesses.num_redone_steps == wrong
+        assert trainer.redone.num_redone_steps == wrong
         per_step = [min(4, -(-documents // 2)) - 1 for documents in (8, 8, 5)]  # the last one is never guessed
         steps = enumerate(history(trainer, "worst_group"))
-        assert trainer.guesses.num_redone_batches == sum(per_step[i % 3] for i, worst in steps if worst != guess)
+        assert trainer.redone.num_redone_batches == sum(per_step[i % 3] for i, worst in steps if worst != guess)
         assert history(trainer, "redone_steps")[-1] == wrong
 
     def test_a_maximum_for_each_micro_batch_is_another_training(self, shards, truth, tokenizer, tmp_path, monkeypatch):

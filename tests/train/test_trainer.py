@@ -161,7 +161,7 @@ class TestSplitSteps:
     def test_redone_passes_drop_the_same_units(self, uneven, tokenizer, tmp_path, monkeypatch):
         results = []
         for guess in (0, 1):
-            monkeypatch.setattr(Step, "guess", lambda self, gap, guess=guess: guess)
+            monkeypatch.setattr(Step, "guess", lambda self, guess=guess: torch.tensor(guess))
             model = make_model(tokenizer)
             for layer in model.model.layers:
                 layer.self_attn.attention_dropout = 0.3

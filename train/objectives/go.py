@@ -46,14 +46,11 @@ class WorstOfBatch(Objective):
 
     def loss(self, tokens: Tokens, counts: Counts, weight: float, worst: Tensor | int | None) -> Tensor:
         """Return sum over tokens of (1 - lambda) l / |B| + lambda l [token in G_worst] / |G_worst|."""
-        plain = (1 - weight) / max(counts.supervised, 1)
-        in_worst = torch.stack(
-            [
-                tokens.loss.new_tensor([plain + weight / max(counts.unimportant, 1), plain]),
-                tokens.loss.new_tensor([plain, plain + weight / max(counts.important, 1)]),
-            ]
-        )  # [worst group, token's group]
-        weights = in_worst[0 if worst is None else worst][tokens.important.long()]  # None only where weight is 0
+        worst = 0 if worst is None else worst  # None only where weight is 0
+        in_worst = torch.where(
+            tokens.important, worst / max(counts.important, 1), (1 - worst) / max(counts.unimportant, 1)
+        )
+        weights = (1 - weight) / max(counts.supervised, 1) + weight * in_worst
         return (tokens.loss * (weights * tokens.supervised)).sum()
 
     def value(self, sums: Sums, counts: Counts, weight: float) -> Tensor:

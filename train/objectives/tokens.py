@@ -55,6 +55,10 @@ class Sums:
         """Return the element-wise sum."""
         return Sums(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
+    def minus(self, other: "Sums") -> "Sums":
+        """Return the element-wise difference."""
+        return Sums(*(getattr(self, f.name) - getattr(other, f.name) for f in fields(self)))
+
     def stack(self) -> Tensor:
         """Return float64 [3], in the order of the fields."""
         return torch.stack([getattr(self, f.name) for f in fields(self)])
