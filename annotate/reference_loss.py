@@ -1,8 +1,9 @@
 """Per-token cross-entropy under a frozen causal language model, without ever holding its full logits.
 
-What enters: documents as flat token ids with offsets. What leaves: float32 nats per token, which
-`annotate.groupers.rho1` writes as reference losses. Documents are padded on the right in batches of similar length;
-causal attention never looks right, so neither the padding nor a neighbour can change a value, in any architecture.
+What enters: documents as flat token ids with offsets. What leaves: nats per token, which `annotate.groupers.rho1`
+writes as reference losses. Documents are padded on the right in batches of similar length; causal attention never looks
+right, so neither the padding nor a neighbour can change a value, in any architecture, but by rounding. On a CPU, not by
+that either: see `WIDTHS` and `MIN_ROWS`.
 """
 
 from typing import Any
@@ -15,21 +16,31 @@ from common.errors import UserError
 # Float32 logits that exist at one time, as [tokens of a chunk, vocabulary]: 32 MiB on a CPU, which stays near its
 # caches; 512 MiB on a GPU, which wants larger products.
 LOGITS_PER_CHUNK = {"cpu": 2**23, "cuda": 2**27}
-BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}  # default budgets: rows · longest document of a batch
+BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}  # default budgets: rows · width of a batch
+
+# What makes a document's losses on a CPU the same bits whoever shares its batch, in a shard or in a request. Attention
+# rounds differently at another width, so a document's width is its own length, padded to a multiple of this, and
+# documents of other widths are other batches. A GPU's kernels change with the number of rows, so there it is no help.
+WIDTHS = {"cpu": 16, "cuda": 1}
+# A matrix product of fewer rows takes other code, which adds up in another order.
+MIN_ROWS = 16
 
 
-def plan_batches(lengths: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
-    """Return index arrays (int64) that cover every document once: longest first, rows · longest at most `batch_tokens`.
+def plan_batches(widths: np.ndarray, batch_tokens: int, mixed: bool = True) -> list[np.ndarray]:
+    """Return index arrays (int64) that cover every document once: widest first, rows · widest at most `batch_tokens`.
 
-    A document longer than the budget is a batch of its own. Longest first, so that a budget which is too large for the
-    device fails at once, not hours later.
+    A document wider than the budget is a batch of its own. Widest first, so that a budget which is too large for the
+    device fails at once, not hours later. Unless `mixed`, the documents of a batch are equally wide.
     """
-    order = np.argsort(-lengths, kind="stable")
+    order = np.argsort(-widths, kind="stable")
+    falling = widths[order]
     batches, start = [], 0
     while start < len(order):
-        rows = max(1, batch_tokens // max(1, int(lengths[order[start]])))
-        batches.append(order[start : start + rows])
-        start += rows
+        stop = start + max(1, batch_tokens // max(1, int(falling[start])))
+        if not mixed:
+            stop = min(stop, int(np.searchsorted(-falling, -falling[start], side="right")))
+        batches.append(order[start:stop])
+        start = stop
     return batches
 
 
@@ -75,8 +86,7 @@ class ReferenceModel:
 
         Returns:
             float64 [num_tokens], nats; 0 for the first token of a document, which has no prefix. Not finite where the
-            model's output is not. Float64 from the logarithm on: rounding a loss of 10 nats to float32 twice would
-            move it by 2e-6 from batch to batch.
+            model's output is not. Float64 from the logarithm on, so that a difference of two is rounded once.
         """
         import torch
 
@@ -84,9 +94,10 @@ class ReferenceModel:
         # The last token of a document predicts nothing that is asked for, so it is not fed.
         lengths = np.diff(offsets)[documents] - 1
         documents, lengths = documents[lengths > 0], lengths[lengths > 0]
-        for chosen in plan_batches(lengths, batch_tokens):
-            width = int(lengths[chosen].max())
-            columns = np.arange(width)
+        step = WIDTHS[self.device_kind]
+        widths = -(-lengths // step) * step
+        for chosen in plan_batches(widths, batch_tokens, mixed=step == 1):
+            columns = np.arange(int(widths[chosen].max()))
             real = columns < lengths[chosen, None]  # bool [rows, width]
             # Padding repeats the document's own last input: attention gives padding the weight 0, but 0 · NaN is NaN,
             # so another token there could spoil a document that is sound.
@@ -115,7 +126,7 @@ class ReferenceModel:
             losses = torch.empty(len(wanted), dtype=torch.float64, device=device)
             for start in range(0, len(wanted), rows):
                 chunk = slice(start, start + rows)
-                logits = self._logits(hidden[chunk])
+                logits = self._logits(_filled(hidden[chunk]))[: len(wanted[chunk])]
                 # log-sum-exp in place: torch.logsumexp would hold a second array of the chunk's size. The largest logit
                 # goes out of both terms, so the target's is the difference to it.
                 logits.sub_(logits.amax(dim=1, keepdim=True))
@@ -162,6 +173,13 @@ class ReferenceModel:
                 "known here (known: a linear head, then a scale and a soft cap), so its losses would be wrong. "
                 "Use a reference model of another architecture."
             )
+
+
+def _filled(hidden: Any) -> Any:
+    """Return hidden states [tokens, hidden size] with zeros after them where there are fewer than `MIN_ROWS`."""
+    import torch
+
+    return torch.nn.functional.pad(hidden, (0, 0, 0, max(0, MIN_ROWS - len(hidden))))
 
 
 def _logit_scale(config: Any) -> float:
