@@ -3,7 +3,7 @@
 What enters: documents as flat token ids with offsets. What leaves: nats per token, which `annotate.groupers.rho1`
 writes as reference losses. Documents are padded on the right in batches of similar length; causal attention never looks
 right, so neither the padding nor a neighbour can change a value, in any architecture, but by rounding. On a CPU, not by
-that either: see `WIDTHS` and `MIN_ROWS`.
+that either: see `padding.py`.
 """
 
 from typing import Any
@@ -11,37 +11,13 @@ from typing import Any
 import numpy as np
 
 from annotate.checkpoints import load_model
+from annotate.padding import MIN_ROWS, padded_widths, plan_batches
 from common.errors import UserError
 
 # Float32 logits that exist at one time, as [tokens of a chunk, vocabulary]: 32 MiB on a CPU, which stays near its
 # caches; 512 MiB on a GPU, which wants larger products.
 LOGITS_PER_CHUNK = {"cpu": 2**23, "cuda": 2**27}
 BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}  # default budgets: rows · width of a batch
-
-# What makes a document's losses on a CPU the same bits whoever shares its batch, in a shard or in a request. Attention
-# rounds differently at another width, so a document's width is its own length, padded to a multiple of this, and
-# documents of other widths are other batches. A GPU's kernels change with the number of rows, so there it is no help.
-WIDTHS = {"cpu": 16, "cuda": 1}
-# A matrix product of fewer rows takes other code, which adds up in another order.
-MIN_ROWS = 16
-
-
-def plan_batches(widths: np.ndarray, batch_tokens: int, mixed: bool = True) -> list[np.ndarray]:
-    """Return index arrays (int64) that cover every document once: widest first, rows · widest at most `batch_tokens`.
-
-    A document wider than the budget is a batch of its own. Widest first, so that a budget which is too large for the
-    device fails at once, not hours later. Unless `mixed`, the documents of a batch are equally wide.
-    """
-    order = np.argsort(-widths, kind="stable")
-    falling = widths[order]
-    batches, start = [], 0
-    while start < len(order):
-        stop = start + max(1, batch_tokens // max(1, int(falling[start])))
-        if not mixed:
-            stop = min(stop, int(np.searchsorted(-falling, -falling[start], side="right")))
-        batches.append(order[start:stop])
-        start = stop
-    return batches
 
 
 class ReferenceModel:
@@ -94,9 +70,8 @@ class ReferenceModel:
         # The last token of a document predicts nothing that is asked for, so it is not fed.
         lengths = np.diff(offsets)[documents] - 1
         documents, lengths = documents[lengths > 0], lengths[lengths > 0]
-        step = WIDTHS[self.device_kind]
-        widths = -(-lengths // step) * step
-        for chosen in plan_batches(widths, batch_tokens, mixed=step == 1):
+        widths, batches = self.plan(lengths, batch_tokens)
+        for chosen in batches:
             columns = np.arange(int(widths[chosen].max()))
             real = columns < lengths[chosen, None]  # bool [rows, width]
             # Padding repeats the document's own last input: attention gives padding the weight 0, but 0 · NaN is NaN,
@@ -113,6 +88,11 @@ class ReferenceModel:
             result[predicted] = values
         return result
 
+    def plan(self, lengths: np.ndarray, batch_tokens: int) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Return the width that each document is padded to at least, int64, and the batches; see `plan_batches`."""
+        widths = padded_widths(lengths, self.device_kind, self.max_tokens)
+        return widths, plan_batches(widths, batch_tokens, self.device_kind)
+
     def _batch_losses(self, ids: np.ndarray, real: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """Return float64 [num_real] for ids [rows, width], flat places [num_real] of real tokens, and their targets."""
         import torch
@@ -122,7 +102,7 @@ class ReferenceModel:
             hidden = self._hidden(torch.from_numpy(ids.astype(np.int64)).to(device))
             hidden = hidden.flatten(0, 1)[torch.from_numpy(real).to(device)]
             wanted = torch.from_numpy(targets.astype(np.int64)).to(device)
-            rows = max(1, LOGITS_PER_CHUNK[self.device_kind] // self.vocab_size)
+            rows = max(MIN_ROWS, LOGITS_PER_CHUNK[self.device_kind] // self.vocab_size)
             losses = torch.empty(len(wanted), dtype=torch.float64, device=device)
             for start in range(0, len(wanted), rows):
                 chunk = slice(start, start + rows)

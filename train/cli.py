@@ -5,6 +5,7 @@ train presets [show <name>]        the paper's recipes
 """
 
 import dataclasses
+import os
 import sys
 from collections.abc import Sequence
 from typing import get_args, get_origin
@@ -35,7 +36,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 when all is well, 1 for an error that the user can act on."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        sys.exit(dispatch(words))
+        status = dispatch(words)
+        sys.stdout.flush()
+        sys.exit(status)
+    except BrokenPipeError:  # the reader has gone: `train presets | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more
+        if words[0] == "run":
+            print("stopped: nothing reads the output; --resume_from_checkpoint goes on", file=sys.stderr)
+        sys.exit(1)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
@@ -75,7 +83,6 @@ def _run(rest: list[str]) -> int:
     if "-h" in rest or "--help" in rest:
         print(run_help())
         return 0
-    import os
     import warnings
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the data loader's workers fork after the tokenizer

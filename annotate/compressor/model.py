@@ -18,13 +18,14 @@ from annotate.compressor.chunks import Chunks, make_chunks, tokenize
 from annotate.compressor.parity import make_package_chunks
 from annotate.compressor.rule import WordRule
 from annotate.compressor.words import Words, merge_words
+from annotate.padding import padded_widths, plan_batches
 from common.errors import UserError
 
 # Default budgets, padding included. On a CPU a batch's activations should stay near the caches; on a GPU the matrix
 # products of XLM-R large are long past their peak size, and a batch takes tens of milliseconds and about 2 GiB.
 BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}
 # Most padding of a batch, as a share of what is not padding. On a GPU a few more rows cost less than another batch.
-MAX_PADDING = {"cpu": 0.1, "cuda": 0.5}
+MAX_PADDING = {"cpu": 0.03, "cuda": 0.5}
 # What a forward on a CPU costs besides its tokens, in weights that are multiplied: some 10 ms of calls. A batch of a
 # small model may pad by as many tokens as that pays for: 150 with 0.3 million weights, none with those of a base model.
 FORWARD_COST = {"cpu": 5e7, "cuda": 0.0}
@@ -135,10 +136,11 @@ class Compressor:
         seen = np.ones(len(flat), dtype=bool)
         seen[places] = chunks.attended
 
-        widths = -(-lengths // 8) * 8 if self.on_gpu else lengths  # attention kernels for GPUs want multiples of 8
+        device = self.model.device.type
+        widths = padded_widths(lengths, device)
         results: list[tuple[np.ndarray, np.ndarray, Any]] = []
         with torch.inference_mode():
-            for rows in plan_batches(widths, self.batch_tokens, MAX_PADDING[self.model.device.type], self.free_padding):
+            for rows in plan_batches(widths, self.batch_tokens, device, MAX_PADDING[device], self.free_padding):
                 columns = np.arange(int(widths[rows].max()))
                 real = columns < lengths[rows, None]  # bool [rows, width]
                 sources = (starts[rows, None] + columns)[real]
@@ -186,28 +188,6 @@ class Compressor:
             return None
         tensor = torch.from_numpy(array)
         return tensor.pin_memory().to(self.model.device, non_blocking=True) if self.on_gpu else tensor
-
-
-def plan_batches(lengths: np.ndarray, batch_tokens: int, max_padding: float, free_padding: int = 0) -> list[np.ndarray]:
-    """Return index arrays (int64) that cover every chunk once, longest first.
-
-    A batch takes the next chunks as long as rows · longest stays within `batch_tokens`, and within (1 + `max_padding`)
-    · the sum of its lengths or that sum + `free_padding`; its first chunk is always taken. Longest first, so that a
-    budget which is too large for the device fails at once, not hours later.
-    """
-    order = np.argsort(-lengths, kind="stable")
-    sums = np.concatenate([[0], np.cumsum(lengths[order])])
-    batches, start = [], 0
-    while start < len(order):
-        longest = int(lengths[order[start]])
-        rows = np.arange(1, min(max(1, batch_tokens // longest), len(order) - start) + 1)
-        total = sums[start + rows] - sums[start]
-        # Lengths fall, so padding and its share only grow with the rows.
-        fits = rows * longest <= np.maximum((1 + max_padding) * total, total + free_padding)
-        stop = start + int(fits.sum())
-        batches.append(order[start:stop])
-        start = stop
-    return batches
 
 
 def _one_ahead(pool: Executor, function: Callable[[Any], Any], items: list[Any]) -> Iterator[Any]:

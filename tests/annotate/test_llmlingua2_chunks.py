@@ -9,7 +9,7 @@ from annotate.alignment import align
 from annotate.compressor import model as compressor_model
 from annotate.compressor.checkpoint import Checkpoint
 from annotate.compressor.chunks import Tokens, cut
-from annotate.compressor.model import Compressor, plan_batches
+from annotate.compressor.model import Compressor
 from annotate.compressor.rule import WordRule
 from tests.annotate.compressor_checkpoints import MODULES, SAMPLE, TRICKY, save_compressor, small_tokenizer
 
@@ -182,19 +182,6 @@ def test_words_equal_a_slow_reference(directory, compressor):
         np.testing.assert_allclose(found.probabilities[own], [w[2] for w in expected], rtol=0, atol=1e-5)
         spans = [(s, e) if e > s else (0, 0) for s, e in found.spans[own].tolist()]
         assert spans == [w[:2] for w in expected], text
-
-
-def test_batches_by_hand():
-    lengths = np.array([10, 100, 95, 50, 101, 10, 10])
-    # 101 with 100 and 95: 303 of at most 350, padding 7 of 296. 50 is alone: with a 10, 100 > 1.1 · 60.
-    batches = [batch.tolist() for batch in plan_batches(lengths, 350, 0.1)]
-    assert batches == [[4, 1, 2], [3], [0, 5, 6]]
-    assert [batch.tolist() for batch in plan_batches(lengths, 210, 0.1)] == [[4, 1], [2], [3], [0, 5, 6]]
-    # 40 tokens of padding are free: 50 takes one 10 along, not two.
-    assert [batch.tolist() for batch in plan_batches(lengths, 350, 0.1, 40)] == [[4, 1, 2], [3, 0], [5, 6]]
-    assert [batch.tolist() for batch in plan_batches(lengths, 350, 9.0)] == [[4, 1, 2], [3, 0, 5, 6]]
-    assert [batch.tolist() for batch in plan_batches(lengths, 1, 9.0)] == [[4], [1], [2], [3], [0], [5], [6]]
-    assert plan_batches(np.array([], dtype=np.int64), 350, 0.1) == []
 
 
 HARD = {

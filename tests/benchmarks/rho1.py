@@ -154,7 +154,7 @@ def measure_document(options: argparse.Namespace, losses) -> dict:
 
 def measure_corpus(options: argparse.Namespace) -> dict:
     """Measure documents with lengths like those of instruction data (log-normal, median 150 tokens)."""
-    from annotate.reference_loss import BATCH_TOKENS, plan_batches
+    from annotate.reference_loss import BATCH_TOKENS
 
     model = load(options)
     rng = np.random.default_rng(0)
@@ -166,9 +166,15 @@ def measure_corpus(options: argparse.Namespace) -> dict:
     start = time.perf_counter()
     model.losses(ids, offsets, np.arange(len(lengths)), budget)
     seconds = time.perf_counter() - start
-    padded = sum(len(batch) * int(lengths[batch].max()) for batch in plan_batches(lengths, budget))
+    widths, batches = model.plan(lengths - 1, budget)
+    padded = sum(len(batch) * int(widths[batch].max()) for batch in batches)
     tokens = int(offsets[-1])
-    return {"documents": len(lengths), "tokens": tokens, "seconds": seconds, "padding": 1 - tokens / padded}
+    return {
+        "documents": len(lengths),
+        "tokens": tokens,
+        "seconds": seconds,
+        "padding": 1 - (tokens - len(lengths)) / padded,
+    }
 
 
 MEASUREMENTS = {

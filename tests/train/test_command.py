@@ -229,6 +229,15 @@ class TestHelp:
         assert all(flag in text for flag in ("--packing", "--use_peft", "--fsdp", "--eta", "--shards"))
 
 
+def test_a_reader_that_goes_away_gets_no_traceback():
+    code = "from train.cli import main; main(['presets'])"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait() == 1
+    process.stderr.close()
+
+
 def test_repeated_flags_are_joined():
     from train.arguments import join_repeated
 
