@@ -11,9 +11,12 @@ by the clock and by this process's processor time. `own ms` is what the objectiv
 step, measured around their own code. Where the shards hold a column of reference losses, `rho1` takes part, and beside
 it `inside`: the same with a reference model of the same size in the loop, as Rho-1 is usually written.
 
+On a CPU every run is a process of its own, since where a process happens to get its memory can make all of its steps
+a tenth slower, whichever trainer it runs; and malloc keeps what is freed, since the kernel else takes half of the time
+to give the logits' pages anew in every step.
+
 Peak memory: on a GPU, what torch allocated at most during a run. On a CPU (Linux), the most resident memory while
-training, in a process of its own for each run, medians of --memory_runs. `above` is what training added to the loaded
-model and data.
+training, the median of the runs. `above` is what training added to the loaded model and data.
 
 Model FLOPs utilisation counts 6 FLOPs a token for each weight that multiplies (the LM head included, the embedding
 look-up not), and 6 × width × length² for each document and layer (causal attention), and nothing that activation
@@ -37,6 +40,7 @@ from typing import Any
 WARM_UP = 2
 TRL, INSIDE = "trl", "inside"
 PEAK_FLOPS = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bfloat16, from data sheets
+KEEP_FREED = {"MALLOC_MMAP_THRESHOLD_": str(2**33), "MALLOC_TRIM_THRESHOLD_": str(2**34)}  # glibc; see above
 # hidden size, intermediate size, layers, heads, key-value heads; None: the command's own tiny model
 SIZES = {
     "tiny": None,
@@ -67,8 +71,7 @@ def parse() -> argparse.Namespace:
         "--weights", choices=("float32", "bfloat16"), default="float32", help="bfloat16 computes, on CUDA"
     )
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--memory_runs", type=int, default=3, help="0: leave memory out (CPU)")
-    parser.add_argument("--only", help=argparse.SUPPRESS)  # one kind, for the memory of its process
+    parser.add_argument("--only", help=argparse.SUPPRESS)  # one kind, in a process of its own
     return parser.parse_args()
 
 
@@ -255,16 +258,14 @@ def _forget_peak_mib() -> float:
     return _resident_mib("VmRSS")
 
 
-def memory_on_cpu(options: argparse.Namespace, kinds: tuple[str, ...]) -> dict[str, tuple[float, float]]:
-    """Return each kind's median peak and median growth, MiB, of processes of their own."""
-    found: dict[str, list[tuple[float, float]]] = {kind: [] for kind in kinds}
-    for number in range(options.memory_runs):
-        for kind in kinds if number % 2 == 0 else kinds[::-1]:
-            command = [sys.executable, "-m", "tests.benchmarks.train", *sys.argv[1:], "--only", kind]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            result = json.loads(done.stdout.splitlines()[-1])
-            found[kind].append((result["peak_mib"], result["above_mib"]))
-    return {kind: tuple(map(statistics.median, zip(*runs, strict=True))) for kind, runs in found.items() if runs}
+def run_apart(kind: str) -> dict[str, Any]:
+    """Return what `Bench.run` returns, from a process of its own."""
+    command = [sys.executable, "-m", "tests.benchmarks.train", *sys.argv[1:], "--only", kind]
+    environment = {**os.environ, **KEEP_FREED}
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)
+    if done.returncode:
+        raise SystemExit(f"the run of {kind} failed; see: {' '.join(command)}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def main() -> None:
@@ -280,14 +281,13 @@ def main() -> None:
     runs: dict[str, list[dict[str, Any]]] = {kind: [] for kind in bench.kinds}
     for number in range(options.rounds):
         for kind in bench.kinds if number % 2 == 0 else bench.kinds[::-1]:
-            runs[kind].append(bench.run(kind))
+            runs[kind].append(run_apart(kind) if options.device == "cpu" else bench.run(kind))
             took_s = sum(runs[kind][-1]["wall_s"])
             print(f"round {number + 1} of {options.rounds}: {kind} {took_s:.1f} s", file=sys.stderr, flush=True)
     memory = {
-        kind: (max(r["peak_mib"] for r in many), max(r["above_mib"] for r in many)) for kind, many in runs.items()
+        kind: tuple(statistics.median(run[name] for run in many) for name in ("peak_mib", "above_mib"))
+        for kind, many in runs.items()
     }
-    if options.device == "cpu":
-        memory = memory_on_cpu(options, bench.kinds)
     machine = f"{platform.machine()}, {os.cpu_count()} cores, {options.threads} threads"
     if options.device == "cuda":
         machine = f"{torch.cuda.get_device_name()}, bfloat16, {options.attention} attention, {options.weights} weights"
@@ -330,10 +330,9 @@ def print_table(
             line += "".join(f"{against(kind, clock, other):{width}.3f}" for other in (TRL, "sft"))
         line += f"{1000 * statistics.median(own_s) * per_step:8.2f}" if own_s else f"{'':8}"
         line += f"{statistics.mean(run['redone'] for run in many):8.1f}"
-        if kind in memory:
-            peak_mib, above_mib = memory[kind]
-            to_trl = peak_mib / memory[TRL][0] if TRL in memory else math.nan
-            line += f"{peak_mib:10,.0f}{to_trl:8.3f}{above_mib:8,.0f}"
+        peak_mib, above_mib = memory[kind]
+        to_trl = peak_mib / memory[TRL][0] if TRL in memory else math.nan
+        line += f"{peak_mib:10,.0f}{to_trl:8.3f}{above_mib:8,.0f}"
         if is_gpu:
             line += f"{tokens_per_step / step_s * flops_per_token / peak:7.1%}" if peak else f"{'?':>7}"
         print(line)
