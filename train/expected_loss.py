@@ -3,9 +3,10 @@
 What enters: the ids and losses of the tokens that a rank has trained on. What leaves: an expected loss for each token
 of a coming micro-batch. Next: `step.py` puts expected losses in the place of those that it does not know yet.
 
-Most of what makes one small step's groups worse than another's is which tokens are in them, and that is known before
-any forward pass. On Alpaca, with 8 documents a step in 4 micro-batches, fewer than half as many micro-batches run under
-a wrong guess as with a guess from the groups' means over earlier steps, also when the groups are drawn by chance.
+Much of what makes one small step's groups worse than another's is which tokens are in them, and that is known before
+any forward pass. On 190 recorded steps of Alpaca, with 8 documents in 4 micro-batches, 4.0 % of the micro-batches would
+have run under a wrong guess, against 5.4 % with a guess from the groups' means over earlier steps; with groups drawn by
+chance 8 % against 17 %.
 """
 
 import torch

@@ -156,7 +156,8 @@ class ResumableTrainer(SFTTrainer):
     def _save_rng_state(self, output_dir: str) -> None:
         """Write what transformers does not, and wait until every rank has written its part."""
         super()._save_rng_state(output_dir)
-        torch.save(self.token_losses.state(), self._token_losses_path(Path(output_dir)))
+        if self.token_losses.count.any():  # not where nothing is guessed
+            torch.save(self.token_losses.state(), self._token_losses_path(Path(output_dir)))
         content = self._progress()
         if self.args.should_save:
             write_json(Path(output_dir) / RESUME_NAME, content)
@@ -189,7 +190,8 @@ class ResumableTrainer(SFTTrainer):
             return
         for name, value in saved["redone"].items():
             setattr(self.redone, name, value)
-        if (path := self._token_losses_path(self.checkpoint)).exists():  # not where there were fewer ranks
+        path = self._token_losses_path(self.checkpoint)
+        if path.exists():  # not where there were fewer ranks, or nothing was guessed
             self.token_losses.restore(torch.load(path, map_location="cpu", weights_only=True))
         self._total_train_tokens = saved["num_tokens"]
         self._tr_loss += saved["loss_since_log"]

@@ -203,7 +203,7 @@ class GOTrainer(ResumableTrainer):
         decides = objective.needs_worst_group(step.weight)
         is_last, is_split = step.is_last, decides and step.num_batches > 1
         labels = inputs["labels"][:, 1:].flatten()
-        if is_split:
+        if is_split and not is_last:
             step.random_states.append(random_state(self.args.device))
         # Until the truth is known, the last pass must not arm the gradient exchange: others may have to run before it.
         with self._no_sync(model) if is_split and is_last else nullcontext():
