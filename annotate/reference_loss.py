@@ -1,9 +1,9 @@
 """Per-token cross-entropy under a frozen causal language model, without ever holding its full logits.
 
 What enters: documents as flat token ids with offsets. What leaves: nats per token, which `annotate.groupers.rho1`
-writes as reference losses. Documents are padded on the right in batches of similar length; causal attention never looks
-right, so neither the padding nor a neighbour can change a value, in any architecture, but by rounding. On a CPU, not by
-that either: see `padding.py`.
+writes as reference losses. Documents share forward passes (`packing.py`): end to end on a CPU, where a neighbour
+changes no bit; padded on the right on a GPU, where causal attention never looks, so that a neighbour changes a value by
+rounding at most.
 """
 
 from typing import Any
@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from annotate.checkpoints import load_model
-from annotate.padding import MIN_ROWS, padded_widths, plan_batches
+from annotate.packing import Packing, close
+from annotate.planning import ROWS, Batch
 from common.errors import UserError
 
 # Float32 logits that exist at one time, as [tokens of a chunk, vocabulary]: 32 MiB on a CPU, which stays near its
 # caches; 512 MiB on a GPU, which wants larger products.
 LOGITS_PER_CHUNK = {"cpu": 2**23, "cuda": 2**27}
-BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}  # default budgets: rows · width of a batch
+BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}  # default budgets of a batch, padding included
 
 
 class ReferenceModel:
@@ -45,6 +46,7 @@ class ReferenceModel:
         self._scale = _logit_scale(config)
         self._softcap: float | None = getattr(config, "final_logit_softcapping", None)
         self._check_against_forward()
+        self.packing = Packing(self.model)
 
     def losses(
         self, input_ids: np.ndarray, offsets: np.ndarray, documents: np.ndarray, batch_tokens: int
@@ -70,39 +72,31 @@ class ReferenceModel:
         # The last token of a document predicts nothing that is asked for, so it is not fed.
         lengths = np.diff(offsets)[documents] - 1
         documents, lengths = documents[lengths > 0], lengths[lengths > 0]
-        widths, batches = self.plan(lengths, batch_tokens)
-        for chosen in batches:
-            columns = np.arange(int(widths[chosen].max()))
-            real = columns < lengths[chosen, None]  # bool [rows, width]
-            # Padding repeats the document's own last input: attention gives padding the weight 0, but 0 · NaN is NaN,
-            # so another token there could spoil a document that is sound.
-            places = offsets[documents[chosen], None] + np.minimum(columns, lengths[chosen, None] - 1)
-            predicted = places[real] + 1
+        for batch in self.packing.batches(offsets[documents], lengths, batch_tokens):
+            predicted = batch.sources[batch.real] + 1
             try:
-                values = self._batch_losses(input_ids[places], np.flatnonzero(real), input_ids[predicted])
+                values = self._batch_losses(batch, input_ids[batch.sources].astype(np.int64), input_ids[predicted])
             except torch.OutOfMemoryError as error:
                 raise UserError(
-                    f"{self.where}: a batch of {places.size} tokens does not fit into the device's memory. "
+                    f"{self.where}: a batch of {batch.sources.size} tokens does not fit into the device's memory. "
                     f"Lower --batch-tokens (now {batch_tokens}), or use --dtype bfloat16."
                 ) from error
             result[predicted] = values
         return result
 
-    def plan(self, lengths: np.ndarray, batch_tokens: int) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Return the width that each document is padded to at least, int64, and the batches; see `plan_batches`."""
-        widths = padded_widths(lengths, self.device_kind, self.max_tokens)
-        return widths, plan_batches(widths, batch_tokens, self.device_kind)
-
-    def _batch_losses(self, ids: np.ndarray, real: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """Return float64 [num_real] for ids [rows, width], flat places [num_real] of real tokens, and their targets."""
+    def _batch_losses(self, batch: Batch, ids: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """Return float64 [num_real] for ids [rows, width] and what follows each real one, int [num_real]."""
         import torch
 
         device = self.model.device
         with torch.inference_mode():
-            hidden = self._hidden(torch.from_numpy(ids.astype(np.int64)).to(device))
-            hidden = hidden.flatten(0, 1)[torch.from_numpy(real).to(device)]
+            # Not told which tokens are padding: on the right alone it changes nothing, and without a mask attention
+            # takes its fast causal path. It repeats a document's own last token: attention gives padding the weight 0,
+            # but 0 · NaN is NaN, so another token there could spoil a document that is sound.
+            hidden = self._hidden(**self.packing.inputs(batch, ids)).flatten(0, 1)
+            hidden = hidden[torch.from_numpy(np.flatnonzero(batch.real)).to(device)]
             wanted = torch.from_numpy(targets.astype(np.int64)).to(device)
-            rows = max(MIN_ROWS, LOGITS_PER_CHUNK[self.device_kind] // self.vocab_size)
+            rows = max(1, LOGITS_PER_CHUNK[self.device_kind] // self.vocab_size // ROWS) * ROWS
             losses = torch.empty(len(wanted), dtype=torch.float64, device=device)
             for start in range(0, len(wanted), rows):
                 chunk = slice(start, start + rows)
@@ -114,11 +108,9 @@ class ReferenceModel:
                 losses[chunk] = logits.exp_().sum(dim=1).double().log_().sub_(chosen)
             return losses.cpu().numpy()
 
-    def _hidden(self, ids: Any) -> Any:
-        """Return the last hidden states [rows, width, hidden size] of ids [rows, width]."""
-        # No attention mask: with padding on the right alone it would change nothing, and without it attention takes
-        # its fast causal path.
-        return self.model.base_model(input_ids=ids, use_cache=False)[0]
+    def _hidden(self, **inputs: Any) -> Any:
+        """Return the last hidden states [rows, width, hidden size] of input_ids [rows, width]."""
+        return self.model.base_model(**inputs, use_cache=False)[0]
 
     def _logits(self, hidden: Any) -> Any:
         """Return the logits, float32 [tokens, vocabulary], of hidden states [tokens, hidden size]."""
@@ -139,15 +131,15 @@ class ReferenceModel:
         ids[1, :8] = ids[0, :8]  # one beginning, two continuations
         ids = ids.to(self.model.device)
         with torch.inference_mode():
-            hidden = self._hidden(ids)
+            hidden = self._hidden(input_ids=ids)
             expected = self.model(input_ids=ids, use_cache=False).logits.float()
             found = self._logits(hidden.flatten(0, 1)).view(*ids.shape, -1)
-        if not _close(hidden[0, :8], hidden[1, :8], 1e-2 if low else 1e-5):
+        if not close(hidden[0, :8], hidden[1, :8], 1e-2 if low else 1e-5):
             raise UserError(
                 f"{self.where}: expected a causal language model, but in {type(self.model).__name__} a token's output "
                 "depends on the tokens after it."
             )
-        if found.shape != expected.shape or not _close(found, expected, 2e-2 if low else 1e-4):
+        if found.shape != expected.shape or not close(found, expected, 2e-2 if low else 1e-4):
             raise UserError(
                 f"{self.where}: {type(self.model).__name__} turns its hidden states into logits in a way that is not "
                 "known here (known: a linear head, then a scale and a soft cap), so its losses would be wrong. "
@@ -156,10 +148,10 @@ class ReferenceModel:
 
 
 def _filled(hidden: Any) -> Any:
-    """Return hidden states [tokens, hidden size] with zeros after them where there are fewer than `MIN_ROWS`."""
+    """Return hidden states [tokens, hidden size] with zeros after them, up to a multiple of `ROWS` tokens."""
     import torch
 
-    return torch.nn.functional.pad(hidden, (0, 0, 0, max(0, MIN_ROWS - len(hidden))))
+    return torch.nn.functional.pad(hidden, (0, 0, 0, -len(hidden) % ROWS))
 
 
 def _logit_scale(config: Any) -> float:
@@ -169,12 +161,3 @@ def _logit_scale(config: Any) -> float:
         return float(getattr(config, name, None) or 1.0)
 
     return setting("logit_scale") * setting("lm_head_multiplier") / setting("logits_scaling")
-
-
-def _close(found: Any, expected: Any, tolerance: float) -> bool:
-    """Return whether two tensors differ by at most `tolerance` of the largest finite value; NaN equals NaN."""
-    import torch
-
-    finite = expected[torch.isfinite(expected)]
-    largest = float(finite.abs().max()) if finite.numel() else 1.0
-    return torch.allclose(found, expected, rtol=0.0, atol=tolerance * largest, equal_nan=True)

@@ -18,17 +18,13 @@ from annotate.compressor.chunks import Chunks, make_chunks, tokenize
 from annotate.compressor.parity import make_package_chunks
 from annotate.compressor.rule import WordRule
 from annotate.compressor.words import Words, merge_words
-from annotate.padding import padded_widths, plan_batches
+from annotate.packing import Packing
+from annotate.planning import Batch
 from common.errors import UserError
 
 # Default budgets, padding included. On a CPU a batch's activations should stay near the caches; on a GPU the matrix
 # products of XLM-R large are long past their peak size, and a batch takes tens of milliseconds and about 2 GiB.
-BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}
-# Most padding of a batch, as a share of what is not padding. On a GPU a few more rows cost less than another batch.
-MAX_PADDING = {"cpu": 0.03, "cuda": 0.5}
-# What a forward on a CPU costs besides its tokens, in weights that are multiplied: some 10 ms of calls. A batch of a
-# small model may pad by as many tokens as that pays for: 150 with 0.3 million weights, none with those of a base model.
-FORWARD_COST = {"cpu": 5e7, "cuda": 0.0}
+BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
 WINDOW_CHARACTERS = 1 << 18  # about 60,000 tokens: sorted by length together, with little padding left
 
 
@@ -77,9 +73,7 @@ class Compressor:
             AutoModelForTokenClassification, checkpoint.location, FLAG, checkpoint.revision, dtype, device
         )
         self.on_gpu = self.model.device.type == "cuda"
-        weights = sum(parameter.numel() for parameter in self.model.parameters())
-        weights -= self.model.get_input_embeddings().weight.numel()
-        self.free_padding = int(FORWARD_COST[self.model.device.type] / weights)  # tokens
+        self.packing = Packing(self.model)
 
     def _wrapping(self, name: str) -> tuple[int, int, int]:
         """Return the ids of the tokens before and after a chunk, and of the padding."""
@@ -136,19 +130,11 @@ class Compressor:
         seen = np.ones(len(flat), dtype=bool)
         seen[places] = chunks.attended
 
-        device = self.model.device.type
-        widths = padded_widths(lengths, device)
-        results: list[tuple[np.ndarray, np.ndarray, Any]] = []
+        results: list[tuple[Batch, Any]] = []
         with torch.inference_mode():
-            for rows in plan_batches(widths, self.batch_tokens, device, MAX_PADDING[device], self.free_padding):
-                columns = np.arange(int(widths[rows].max()))
-                real = columns < lengths[rows, None]  # bool [rows, width]
-                sources = (starts[rows, None] + columns)[real]
-                ids = np.full(real.shape, self.pad)
-                ids[real] = flat[sources]
-                mask = np.zeros(real.shape, dtype=bool)
-                mask[real] = seen[sources]
-                results.append((sources, real, self._forward(ids, None if mask.all() else mask)))
+            for batch in self.packing.batches(starts, lengths, self.batch_tokens):
+                ids = np.where(batch.real, flat[batch.sources], self.pad)
+                results.append((batch, self._forward(batch, ids, seen[batch.sources] & batch.real)))
             done = torch.cuda.Event() if self.on_gpu else None
             if done is not None:
                 done.record(torch.cuda.current_stream(self.model.device))
@@ -157,37 +143,22 @@ class Compressor:
             if done is not None:
                 done.synchronize()
             probabilities = np.empty(len(flat), dtype=np.float32)
-            for sources, real, values in results:
-                probabilities[sources] = values.numpy()[real]
+            for batch, values in results:
+                probabilities[batch.sources[batch.real]] = values.numpy()[batch.real]
             return probabilities[places]
 
         return finish
 
-    def _forward(self, ids: np.ndarray, mask: np.ndarray | None) -> Any:
+    def _forward(self, batch: Batch, ids: np.ndarray, seen: np.ndarray) -> Any:
         """Return softmax(logits)[…, 1] as float32 [rows, width] on the CPU; on a GPU it arrives with the stream."""
         import torch
 
-        attention_mask = self._put(mask)
-        if mask is not None and not self.on_gpu:
-            # What attention would make of it in every layer, [rows, 1, 1, width]: 0, or the lowest number.
-            lowest = torch.finfo(self.model.dtype).min
-            hidden = torch.zeros(mask.shape, dtype=self.model.dtype).masked_fill_(~attention_mask, lowest)
-            attention_mask = hidden[:, None, None, :]
-        logits = self.model(input_ids=self._put(ids), attention_mask=attention_mask).logits.float()
+        logits = self.model(**self.packing.inputs(batch, ids, seen)).logits.float()
         values = torch.sigmoid(logits[..., 1] - logits[..., 0])  # the softmax of two
         if not self.on_gpu:
             return values
         host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
         return host.copy_(values, non_blocking=True)
-
-    def _put(self, array: np.ndarray | None) -> Any:
-        """Copy an array to the device, without waiting."""
-        import torch
-
-        if array is None:
-            return None
-        tensor = torch.from_numpy(array)
-        return tensor.pin_memory().to(self.model.device, non_blocking=True) if self.on_gpu else tensor
 
 
 def _one_ahead(pool: Executor, function: Callable[[Any], Any], items: list[Any]) -> Iterator[Any]:

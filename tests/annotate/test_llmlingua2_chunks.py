@@ -11,6 +11,7 @@ from annotate.compressor.checkpoint import Checkpoint
 from annotate.compressor.chunks import Tokens, cut
 from annotate.compressor.model import Compressor
 from annotate.compressor.rule import WordRule
+from annotate.packing import Packing
 from tests.annotate.compressor_checkpoints import MODULES, SAMPLE, TRICKY, save_compressor, small_tokenizer
 
 BEGIN, INSIDE, PERIOD = 0, 1, 2
@@ -77,23 +78,34 @@ def directory(request, tmp_path_factory):
     return save_compressor(place, request.param, small_tokenizer(request.param))
 
 
-@pytest.fixture(scope="module")
-def compressor(directory):
-    return Compressor(Checkpoint.find(str(directory)), batch_tokens=1024)
+@pytest.fixture(scope="module", params=["packed", "padded"])
+def compressor(request, directory):
+    """As on a CPU, where texts are packed, and as on a GPU, where they are padded."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "padded":
+            patch.setattr(Packing, "_pack", lambda self, model: False)
+        compressor = Compressor(Checkpoint.find(str(directory)), batch_tokens=1024)
+    assert compressor.packing.packed is (request.param == "packed")
+    return compressor
 
 
 @pytest.fixture
 def fed(compressor):
-    """Listen to what the model is fed: a list of (input_ids, bool [rows, width]: other tokens see it)."""
-    seen = []
+    """Listen to what the model is fed: for every pass a list of rows, each its ids and which of them others see."""
+    passes = []
 
     def listen(module, args, kwargs):
-        ids, mask = kwargs["input_ids"], kwargs["attention_mask"]
-        assert mask is None or mask.shape == (len(ids), 1, 1, ids.shape[1])
-        seen.append((ids, torch.ones_like(ids, dtype=torch.bool) if mask is None else mask[:, 0, 0] == 0))
+        ids = kwargs["input_ids"]
+        if "sequences" in kwargs:
+            rows = [(ids[0, own], None if mask is None else mask[0, 0, 0]) for own, mask in kwargs["sequences"]]
+            kept = [torch.ones_like(row, dtype=torch.bool) if mask is None else mask == 0 for row, mask in rows]
+            passes.append([(row, mask) for (row, _), mask in zip(rows, kept, strict=True)])
+        else:
+            mask = kwargs["attention_mask"]
+            passes.append(list(zip(ids, torch.ones_like(ids, dtype=torch.bool) if mask is None else mask, strict=True)))
 
     hook = compressor.model.register_forward_pre_hook(listen, with_kwargs=True)
-    yield seen
+    yield passes
     hook.remove()
 
 
@@ -104,13 +116,13 @@ def test_the_model_sees_its_own_special_tokens_and_every_token_once(compressor, 
     before, after, pad = tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id
     assert len({before, after, pad, tokenizer.unk_token_id}) == 4
     found = []
-    for ids, mask in fed:
-        assert ids.numel() <= 1024
-        assert (ids[~mask] == pad).all()
-        for row, kept in zip(ids, mask, strict=True):
+    for rows in fed:
+        assert sum(len(row) for row, _ in rows) <= 1024
+        for row, kept in rows:
+            assert (row[~kept] == pad).all()
             row = row[kept].tolist()
-            assert row[0] == before
-            assert row[-1] == after
+            assert row[:1] == [before][: len(row)]  # nothing is left of a row that only fills up
+            assert row[-1:] == [after][: len(row)]
             found += row[1:-1]
     backend = tokenizer.backend_tokenizer
     expected = [token for text in texts for token in backend.encode(text, add_special_tokens=False).ids]
@@ -122,7 +134,7 @@ def test_special_tokens_spelled_out_in_a_text_are_text(compressor, fed):
     """So that a text cannot end its own chunk. XLM-R's vocabulary holds the spellings as pieces, so there they stay."""
     text = "before [SEP] and </s> after"
     words = compressor.word_probabilities([text])
-    ids = torch.cat([ids.flatten() for ids, _ in fed]).tolist()
+    ids = torch.cat([row for rows in fed for row, _ in rows]).tolist()
     assert ids.count(compressor.tokenizer.sep_token_id) == (1 if compressor.rule.marker is None else 2)
     spelled = "".join(text[start:end] for start, end in words.spans)
     assert spelled == text.replace(" ", "")
@@ -130,7 +142,8 @@ def test_special_tokens_spelled_out_in_a_text_are_text(compressor, fed):
 
 def test_known_text_gives_no_unknown_token(compressor, fed):
     compressor.word_probabilities(["A plain sentence, of known characters. And one more (short) one!"])
-    assert all((ids != compressor.tokenizer.unk_token_id).all() for ids, _ in fed)
+    assert fed
+    assert all((row != compressor.tokenizer.unk_token_id).all() for rows in fed for row, _ in rows)
 
 
 def slow_words(directory, text: str) -> list[tuple[int, int, float]]:
@@ -207,8 +220,8 @@ def test_hard_texts_are_scored_everywhere_once(compressor, fed, case):
     assert covered.tolist() == [not character.isspace() for character in text]
     assert ((words.probabilities > 0) & (words.probabilities < 1)).all()
     # Memory is bounded by the budget, and every token is fed once.
-    assert max(ids.numel() for ids, _ in fed) <= 1024
-    num_fed = sum(int(mask.sum()) for _, mask in fed)
+    assert max(sum(len(row) for row, _ in rows) for rows in fed) <= 1024
+    num_fed = sum(int(kept.sum()) for rows in fed for _, kept in rows)
     num_tokens = len(compressor.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids)
     assert num_fed == num_tokens + 2 * words.num_chunks.sum()
 

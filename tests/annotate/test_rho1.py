@@ -11,7 +11,7 @@ import annotate.reference_loss
 from annotate.groupers import grouper_class
 from annotate.groupers.base import GrouperOptions
 from annotate.groupers.rho1 import Rho1
-from annotate.padding import MIN_ROWS
+from annotate.planning import ROWS
 from annotate.reference_loss import ReferenceModel
 from annotate.reference_loss import _filled as fill
 from common.tokenizers import tokenizer_fingerprint
@@ -63,7 +63,7 @@ def test_a_hand_computed_loss(tmp_path):
 
 @pytest.mark.parametrize("kind", list(CONFIGS))
 def test_equals_cross_entropy_over_full_logits(checkpoints, kind, monkeypatch):
-    """Also with a head that is taken in chunks of 20 tokens, and for scaled and soft-capped logits."""
+    """Also with a head that is taken in chunks of 32 tokens, and for scaled and soft-capped logits."""
     documents = random_documents(40, seed=1)
     expected = slow_losses(AutoModelForCausalLM.from_pretrained(checkpoints[kind], dtype=torch.float32), documents)
     assert expected.std() > 0.5  # losses that are all alike would show nothing
@@ -131,8 +131,8 @@ def test_bfloat16_stays_near_float32(checkpoints):
 
 
 def test_full_logits_never_exist(checkpoints, monkeypatch):
-    """The head never sees more tokens than a chunk holds, and every predicted token once; a small rest is filled up."""
-    monkeypatch.setitem(annotate.reference_loss.LOGITS_PER_CHUNK, "cpu", 20 * VOCABULARY)
+    """The head never sees more tokens than a chunk holds, and every predicted token once; the last chunk is filled."""
+    monkeypatch.setitem(annotate.reference_loss.LOGITS_PER_CHUNK, "cpu", 70 * VOCABULARY)
     model = ReferenceModel(checkpoints["llama"], "--reference-model", None, "float32", "cpu")
     rows, filled = [], []
     model.head.register_forward_hook(lambda module, args, output: rows.append(args[0].shape[0]))
@@ -140,9 +140,9 @@ def test_full_logits_never_exist(checkpoints, monkeypatch):
     batch = make_batch(random_documents(20, seed=9))
     model.losses(batch.input_ids, batch.offsets, np.arange(len(batch)), 200)
     assert sum(filled) == batch.num_tokens - len(batch)
-    assert max(rows) == 20
-    assert rows == [max(number, MIN_ROWS) for number in filled]
-    assert min(filled) < MIN_ROWS
+    assert max(rows) == 64  # 70, rounded down to a multiple of 32
+    assert rows == [-(-number // ROWS) * ROWS for number in filled]
+    assert any(number % ROWS for number in filled)
 
 
 def test_report_counts_predicted_supervised_tokens_of_kept_documents(checkpoints):

@@ -166,8 +166,7 @@ def measure_corpus(options: argparse.Namespace) -> dict:
     start = time.perf_counter()
     model.losses(ids, offsets, np.arange(len(lengths)), budget)
     seconds = time.perf_counter() - start
-    widths, batches = model.plan(lengths - 1, budget)
-    padded = sum(len(batch) * int(widths[batch].max()) for batch in batches)
+    padded = sum(batch.sources.size for batch in model.packing.batches(offsets[:-1], lengths - 1, budget))
     tokens = int(offsets[-1])
     return {
         "documents": len(lengths),
