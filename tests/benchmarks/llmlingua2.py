@@ -32,6 +32,7 @@ from annotate.compressor.checkpoint import Checkpoint
 from annotate.compressor.model import BATCH_TOKENS
 from annotate.documents import to_conversation
 from annotate.groupers.llmlingua2 import Llmlingua2
+from annotate.onednn import use_onednn
 from annotate.sources import SAMPLE_TOKENIZER
 from annotate.templates import make_template
 from annotate.tokens import TargetTokenizer
@@ -157,18 +158,21 @@ def spread(times: list[tuple[float, float]]) -> str:
 
 
 def matrix_peak(device: str, dtype: str) -> float:
-    """Return the fastest floating-point operations a second of a square matrix product."""
+    """Return the fastest floating-point operations a second of a square matrix product, by either library on a CPU."""
     size, rounds = (2048, 5) if device == "cpu" else (8192, 30)
     left = torch.randn(size, size, device=device, dtype=getattr(torch, dtype))
-    right = torch.randn_like(left)
+    layers = [torch.nn.Linear(size, size, bias=False, device=device, dtype=left.dtype) for _ in range(2)]
+    use_onednn(layers[1])  # which changes layers on a CPU, in float32
 
-    def multiply() -> None:
-        torch.mm(left, right)
+    def multiply(layer: torch.nn.Module) -> None:
+        with torch.inference_mode():
+            layer(left)
         if device == "cuda":
             torch.cuda.synchronize()
 
-    multiply()
-    return 2 * size**3 / min(seconds(multiply)[0] for _ in range(rounds))
+    for layer in layers:
+        multiply(layer)
+    return 2 * size**3 / min(seconds(lambda layer=layer: multiply(layer))[0] for layer in layers * rounds)
 
 
 def useful_work(lengths: np.ndarray, layers: int, width: int) -> float:
