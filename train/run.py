@@ -21,6 +21,7 @@ from common.shards import ShardDirectory
 from train.config import Configuration, command_line, world_size
 from train.console import ConsoleCallback, MetricsCallback
 from train.data import TrainingData, load_data, open_shards, plan_groups
+from train.memory import keep_freed_memory
 from train.models import CHECKPOINTING_FROM, load_model, load_tokenizer
 from train.preflight import preflight_lines
 from train.report import CURVES_NAME, RUN_NAME, device_name, draw_curves, final_metrics, write_run
@@ -49,6 +50,8 @@ def run(configuration: Configuration) -> Path:
     with args.main_process_first(desc="data"):
         data = load_data(shards, plan, args.max_length, settings.eval_fraction, args.seed, output / CACHE_NAME)
         data = _packed(data, args)
+    if args.device.type == "cpu":
+        keep_freed_memory()
     model = load_model(settings.model, tokenizer, args, model_args)
     if not given & {"gradient_checkpointing", "activation_checkpointing"}:
         needed = model.num_parameters() >= CHECKPOINTING_FROM

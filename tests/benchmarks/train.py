@@ -12,8 +12,8 @@ step, measured around their own code. Where the shards hold a column of referenc
 it `inside`: the same with a reference model of the same size in the loop, as Rho-1 is usually written.
 
 On a CPU every run is a process of its own, since where a process happens to get its memory can make all of its steps
-a tenth slower, whichever trainer it runs; and malloc keeps what is freed, since the kernel else takes half of the time
-to give the logits' pages anew in every step.
+a tenth slower, whichever trainer it runs; and malloc keeps what is freed (see `train.memory`), set from outside so that
+TRL's trainer has it too.
 
 Peak memory: on a GPU, what torch allocated at most during a run. On a CPU (Linux), the most resident memory while
 training, the median of the runs. `above` is what training added to the loaded model and data.
