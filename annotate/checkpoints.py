@@ -170,8 +170,6 @@ def load_model(auto_class: Any, name: str, flag: str, revision: str | None, dtyp
     """
     import torch
 
-    from annotate.onednn import use_onednn
-
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(
             f"--device {device}: torch finds no CUDA device here. Use --device cpu, or a machine with a GPU."
@@ -192,9 +190,7 @@ def load_model(auto_class: Any, name: str, flag: str, revision: str | None, dtyp
                 f"missing or of another shape, such as {', '.join(lacking[:3])}. They would be random numbers. "
                 "Give a checkpoint of the whole model, with the head that this grouper needs."
             )
-        model = model.eval().requires_grad_(False).to(device)
-        use_onednn(model)
-        return model
+        return model.eval().requires_grad_(False).to(device)
 
 
 def hub_revision(revision: str | None) -> str:

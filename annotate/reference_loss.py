@@ -33,8 +33,11 @@ class ReferenceModel:
         """
         from transformers import AutoModelForCausalLM
 
+        from annotate.onednn import use_onednn
+
         self.where = f"{flag} {name}"
         self.model = load_model(AutoModelForCausalLM, name, flag, revision, dtype, device)
+        use_onednn(self.model)
         self.device_kind = device.split(":")[0]
         config = self.model.config.get_text_config()
         self.head = self.model.get_output_embeddings()

@@ -51,12 +51,14 @@ class Compressor:
             dtype: "float32", "bfloat16" or "float16".
             device: "cpu", "cuda" or "cuda:<number>".
             batch_tokens: most tokens of a batch, padding included (a longer single chunk is a batch of its own).
-            package_parity: feed what the `llmlingua` package 0.2.2 feeds.
+            package_parity: feed what the `llmlingua` package 0.2.2 feeds, and multiply with the library that it takes.
 
         Raises:
             UserError: the checkpoint does not load, or lacks weights such as the classifier's.
         """
         from transformers import AutoModelForTokenClassification
+
+        from annotate.onednn import use_onednn
 
         self.package_parity = package_parity
         self.batch_tokens = batch_tokens or BATCH_TOKENS[device.split(":")[0]]
@@ -72,6 +74,8 @@ class Compressor:
         self.model = load_model(
             AutoModelForTokenClassification, checkpoint.location, FLAG, checkpoint.revision, dtype, device
         )
+        if not package_parity:  # there, rounding should be the package's too
+            use_onednn(self.model)
         self.on_gpu = self.model.device.type == "cuda"
         self.packing = Packing(self.model)
 

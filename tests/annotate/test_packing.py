@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from annotate import packing
-from annotate.checkpoints import load_model
 from annotate.compressor.checkpoint import Checkpoint
 from annotate.compressor.model import Compressor
 from annotate.packing import ATTENTION, Packing
@@ -184,28 +183,3 @@ def test_probabilities_are_the_same_in_any_batch(family, tmp_path, two_threads):
         words = compressor.word_probabilities([texts[i] for i in order])
         for place, i in enumerate(order):
             assert np.abs(words.probabilities[words.documents == place] - alone[i]).max() == 0
-
-
-def test_linear_layers_multiply_the_same(tmp_path):
-    """oneDNN's product equals torch's own, with and without a bias, and the parameters are the same objects."""
-    model = load_model_both(tmp_path)
-    for found, wanted in model:
-        inputs = torch.randn(3, 17, wanted.in_features)
-        torch.testing.assert_close(found(inputs), wanted(inputs), rtol=0, atol=1e-5)
-        assert torch.equal(found.weight, wanted.weight)
-
-
-def load_model_both(directory):
-    """Return pairs of a loaded model's linear layers and torch's."""
-    from transformers import AutoModelForCausalLM
-
-    path = save_checkpoint(directory / "qwen2", "qwen2")  # has layers with a bias and layers without
-    found = load_model(AutoModelForCausalLM, path, "--reference-model", None, "float32", "cpu")
-    wanted = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-    pairs = [
-        (module, wanted.get_submodule(name))
-        for name, module in found.named_modules()
-        if isinstance(module, torch.nn.Linear)
-    ]
-    assert {module.bias is None for module, _ in pairs} == {True, False}
-    return pairs
