@@ -6,9 +6,9 @@ token budget (`planning.py`), and what the model is to be called with. Next: `re
 On a CPU, sequences are packed: laid end to end in one row, each with its own positions, and attention sees each alone.
 Nothing is computed for padding, and a sequence's float32 scores are the same bits whatever shares its batch, in a shard
 or in a request to the service: attention does not know the others, a row of a matrix product does not depend on the
-other rows as long as there are 12 or more, and activation functions take their vector form for every element as long as
-the number of rows is a multiple of 32. (Measured with torch 2.13 and one, two or four threads; three threads share out
-elements in pieces of odd sizes, and single activations round differently.)
+other rows as long as there are 16 or more, and activation functions take their vector form for every element as long as
+the number of rows is a multiple of 32. (Measured with torch 2.13 and one to four threads on an AMD EPYC. Where a number
+of threads shares large arrays out in odd pieces, single activations may round differently.)
 
 On a GPU, one sequence after another would leave most of it idle: there they are padded to rows of equal width. The
 kernels change with the number of rows, so scores move by a rounding step or two. A model on a CPU whose attention
@@ -69,16 +69,16 @@ class Packing:
                 so where attention is causal, and where nothing is padded.
         """
         if batch.edges is None:
-            mask = None if seen is None or seen.all() else self.put(seen)
-            return {"input_ids": self.put(ids), "attention_mask": mask}
+            mask = None if seen is None or seen.all() else self._put(seen)
+            return {"input_ids": self._put(ids), "attention_mask": mask}
         sequences = [
             (slice(start, stop), None if seen is None else _additive_mask(seen[0, start:stop]))
             for start, stop in pairwise(batch.edges.tolist())
         ]
         positions = self._positions(ids[0], batch.edges)
-        return {"input_ids": self.put(ids), "position_ids": self.put(positions[None]), "sequences": sequences}
+        return {"input_ids": self._put(ids), "position_ids": self._put(positions[None]), "sequences": sequences}
 
-    def put(self, array: np.ndarray) -> Any:
+    def _put(self, array: np.ndarray) -> Any:
         """Copy an array to the device, without waiting."""
         import torch
 
@@ -115,7 +115,7 @@ class Packing:
         AttentionInterface.register(ATTENTION, _attend)
         with torch.inference_mode():
             try:
-                alone = [model.base_model(input_ids=self.put(part))[0] for part in np.split(ids, starts[1:], axis=1)]
+                alone = [model.base_model(input_ids=self._put(part))[0] for part in np.split(ids, starts[1:], axis=1)]
                 model.set_attn_implementation(ATTENTION)
                 together = model.base_model(**self.inputs(batch, ids))[0]
                 if close(together, torch.cat(alone, dim=1), 1e-5):

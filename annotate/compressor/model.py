@@ -25,7 +25,7 @@ from common.errors import UserError
 # Default budgets, padding included. On a CPU a batch's activations should stay near the caches; on a GPU the matrix
 # products of XLM-R large are long past their peak size, and a batch takes tens of milliseconds and about 2 GiB.
 BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
-WINDOW_CHARACTERS = 1 << 18  # about 60,000 tokens: sorted by length together, with little padding left
+WINDOW_CHARACTERS = 1 << 18  # about 60,000 tokens, sorted by length together
 
 
 class Compressor:
