@@ -161,9 +161,9 @@ def run(
     - the same again with `--grouper frequency` adds a column; after a kill, it goes on where it stopped
     """
     from annotate.groupers.base import GrouperOptions
-    from annotate.pipeline import run as run_pipeline
-    from annotate.settings import Settings
-    from annotate.summaries import print_summary
+    from annotate.run.pipeline import run as run_pipeline
+    from annotate.run.settings import Settings
+    from annotate.run.summaries import print_summary
 
     console = Console(stderr=True, soft_wrap=True)
     options = GrouperOptions(
@@ -205,7 +205,7 @@ def verify(
 
     Exit code 0: the directory is whole. Exit code 1: the error names every shard that is wrong, and how.
     """
-    from annotate.verification import verify_shards
+    from annotate.run.verification import verify_shards
 
     manifest = verify_shards(shards)
     counts, number = manifest.counts, len(manifest.shards)
@@ -245,7 +245,7 @@ def inspect(
 
         annotate inspect shards --grouper tfidf --grouper frequency --html out.html
     """
-    from annotate.inspection import inspect_shards
+    from annotate.views.inspection import inspect_shards
 
     inspect_shards(shards, grouper or [], eta, ties, document, num, html, Console(soft_wrap=True, highlight=False))
 

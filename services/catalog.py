@@ -11,8 +11,8 @@ from typing import Any
 
 from annotate.groupers import grouper_class
 from annotate.groupers.base import Grouper, GrouperOptions
-from annotate.inspection import short_name
-from annotate.tokens import TargetTokenizer, check_max_length
+from annotate.tokens.target import TargetTokenizer, check_max_length
+from annotate.views.inspection import short_name
 from common.errors import UserError
 from common.manifest import STATE_NAME, TOKENIZER_NAME, Kind, Manifest, load_manifest
 from services.batching import Worker

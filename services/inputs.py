@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from annotate.batch import TokenBatch
-from annotate.documents import DocumentError, to_conversation
-from annotate.sources import document_id, record_hash
-from annotate.templates import Segment, make_template
-from annotate.tokens import TargetTokenizer
-from annotate.viewer.spans import special_tokens
+from annotate.records.conversations import DocumentError, to_conversation
+from annotate.records.sources import document_id, record_hash
+from annotate.tokens.batch import TokenBatch
+from annotate.tokens.target import TargetTokenizer
+from annotate.tokens.templates import Segment, make_template
+from annotate.views.viewer.spans import special_tokens
 from services.errors import ApiError
 from services.schemas import Input
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from annotate.batch import Scores, TokenBatch
+from annotate.tokens.batch import Scores, TokenBatch
 from services.inputs import Document
 
 

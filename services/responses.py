@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from annotate.viewer.spans import token_texts
+from annotate.views.viewer.spans import token_texts
 from common.thresholds import important_tokens
 from services.catalog import Column
 from services.errors import ApiError

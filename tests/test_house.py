@@ -42,7 +42,7 @@ def test_imports_go_one_way(package):
 
 def test_the_check_sees_imports_inside_functions(tmp_path):
     path = tmp_path / "x.py"
-    path.write_text("def f():\n    from train.data import x\n    import services.app\n")
+    path.write_text("def f():\n    from train.data.loading import x\n    import services.app\n")
     assert imported(path) == {"train", "services"}
 
 

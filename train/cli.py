@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import get_args, get_origin
 
 from common.errors import UserError
-from train.settings import ObjectiveSettings, RunSettings
+from train.settings.flags import ObjectiveSettings, RunSettings
 
 USAGE = """usage: train <command> [flags]
 
@@ -66,7 +66,7 @@ def dispatch(words: list[str]) -> int:
 
 
 def _presets(rest: list[str]) -> int:
-    from train.recipes import preset_table, preset_text
+    from train.settings.recipes import preset_table, preset_text
 
     if rest in (["-h"], ["--help"]):
         print(PRESETS_USAGE)
@@ -88,12 +88,12 @@ def _run(rest: list[str]) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the data loader's workers fork after the tokenizer
     # TRL 1.16 sets this flag by default, under the name that transformers deprecates.
     warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated")
-    from train import config
+    from train.settings import config
 
     if "--help-all" in rest:
         config.build_parser().print_help()
         return 0
-    from train import ray_launch
+    from train.launch import ray as ray_launch
 
     if wish := ray_launch.wanted(rest):
         ray_launch.launch(rest, wish)

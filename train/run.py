@@ -18,15 +18,15 @@ from trl import get_peft_config, pack_dataset
 from common.errors import UserError, raise_together
 from common.manifest import manifest_hash
 from common.shards import ShardDirectory
-from train.config import Configuration, command_line, world_size
-from train.console import ConsoleCallback, MetricsCallback
-from train.data import TrainingData, load_data, open_shards, plan_groups
-from train.memory import keep_freed_memory
-from train.models import CHECKPOINTING_FROM, load_model, load_tokenizer
-from train.preflight import preflight_lines
-from train.report import CURVES_NAME, RUN_NAME, device_name, draw_curves, final_metrics, write_run
-from train.resume import checkpoints, find_checkpoint, is_complete, open_checkpoint
-from train.trainer import GOTrainer
+from train.data.loading import TrainingData, load_data, open_shards, plan_groups
+from train.loop.memory import keep_freed_memory
+from train.loop.models import CHECKPOINTING_FROM, load_model, load_tokenizer
+from train.loop.resume import checkpoints, find_checkpoint, is_complete, open_checkpoint
+from train.loop.trainer import GOTrainer
+from train.reports.console import ConsoleCallback, MetricsCallback
+from train.reports.files import CURVES_NAME, RUN_NAME, device_name, draw_curves, final_metrics, write_run
+from train.reports.preflight import preflight_lines
+from train.settings.config import Configuration, command_line, world_size
 
 CACHE_NAME = ".data"  # the Arrow files of the run, gone when it has finished
 

@@ -9,8 +9,8 @@ REGISTRY = {
     "tfidf": "annotate.groupers.tfidf:Tfidf",
     "frequency": "annotate.groupers.frequency:Frequency",
     "random": "annotate.groupers.random:Random",
-    "rho1": "annotate.groupers.rho1:Rho1",
-    "llmlingua2": "annotate.groupers.llmlingua2:Llmlingua2",
+    "rho1": "annotate.groupers.rho1.grouper:Rho1",
+    "llmlingua2": "annotate.groupers.llmlingua2.grouper:Llmlingua2",
 }
 
 

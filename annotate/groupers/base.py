@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from annotate.batch import Scores, TokenBatch
+from annotate.tokens.batch import Scores, TokenBatch
 from common.manifest import Kind
 
 

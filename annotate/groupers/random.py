@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from annotate.batch import Scores, TokenBatch
 from annotate.groupers.base import Grouper, GrouperOptions
+from annotate.tokens.batch import Scores, TokenBatch
 
 
 class Random(Grouper):

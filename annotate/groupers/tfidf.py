@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from annotate.batch import Scores, TokenBatch
 from annotate.groupers.base import Grouper, GrouperOptions
-from annotate.terms import counts_of, document_frequency, document_terms, load_counts, save_counts
+from annotate.groupers.terms import counts_of, document_frequency, document_terms, load_counts, save_counts
+from annotate.tokens.batch import Scores, TokenBatch
 
 
 class Tfidf(Grouper):

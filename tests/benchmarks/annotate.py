@@ -26,10 +26,10 @@ from rich.console import Console
 
 from annotate.groupers.base import GrouperOptions
 from annotate.groupers.tfidf import Tfidf
-from annotate.pipeline import run
-from annotate.settings import Settings
-from annotate.stages import from_table
-from annotate.tokens import load_target, load_tokenizer
+from annotate.run.pipeline import run
+from annotate.run.settings import Settings
+from annotate.run.stages import from_table
+from annotate.tokens.target import load_target, load_tokenizer
 
 
 def seconds(function) -> float:

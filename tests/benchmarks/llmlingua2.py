@@ -27,16 +27,22 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from annotate.batch import TokenBatch
-from annotate.compressor.checkpoint import Checkpoint
-from annotate.compressor.model import BATCH_TOKENS
-from annotate.documents import to_conversation
-from annotate.groupers.llmlingua2 import Llmlingua2
-from annotate.onednn import use_onednn
-from annotate.sources import SAMPLE_TOKENIZER
-from annotate.templates import make_template
-from annotate.tokens import TargetTokenizer
-from tests.annotate.compressor_checkpoints import PACKAGE_NAMES, TRAIN, load_package, package_chunks, save_compressor
+from annotate.groupers.llmlingua2.checkpoint import Checkpoint
+from annotate.groupers.llmlingua2.grouper import Llmlingua2
+from annotate.groupers.llmlingua2.model import BATCH_TOKENS
+from annotate.models.onednn import use_onednn
+from annotate.records.conversations import to_conversation
+from annotate.records.sources import SAMPLE_TOKENIZER
+from annotate.tokens.batch import TokenBatch
+from annotate.tokens.target import TargetTokenizer
+from annotate.tokens.templates import make_template
+from tests.annotate.groupers.llmlingua2.compressor_checkpoints import (
+    PACKAGE_NAMES,
+    TRAIN,
+    load_package,
+    package_chunks,
+    save_compressor,
+)
 
 # name: family, layers, width, documents on a CPU, documents for the project on a GPU
 SIZES = {

@@ -94,8 +94,8 @@ def make_checkpoint(directory: Path, vocabulary: int) -> str:
 
 def load(options: argparse.Namespace):
     """Return the model under measurement."""
-    from annotate.checkpoints import resolve_dtype
-    from annotate.reference_loss import ReferenceModel
+    from annotate.groupers.rho1.reference_loss import ReferenceModel
+    from annotate.models.checkpoints import resolve_dtype
 
     dtype = resolve_dtype(options.dtype, options.device)
     return ReferenceModel(options.model, "--model", None, dtype, options.device)
@@ -154,7 +154,7 @@ def measure_document(options: argparse.Namespace, losses) -> dict:
 
 def measure_corpus(options: argparse.Namespace) -> dict:
     """Measure documents with lengths like those of instruction data (log-normal, median 150 tokens)."""
-    from annotate.reference_loss import BATCH_TOKENS
+    from annotate.groupers.rho1.reference_loss import BATCH_TOKENS
 
     model = load(options)
     rng = np.random.default_rng(0)

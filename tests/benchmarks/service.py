@@ -21,7 +21,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.annotate.compressor_checkpoints import SAMPLE, save_compressor, small_tokenizer
+from tests.annotate.groupers.llmlingua2.compressor_checkpoints import SAMPLE, save_compressor, small_tokenizer
 from tests.services.running import ROOT, Server
 
 CLIENTS = 32

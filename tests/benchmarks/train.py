@@ -12,8 +12,8 @@ step, measured around their own code. Where the shards hold a column of referenc
 it `inside`: the same with a reference model of the same size in the loop, as Rho-1 is usually written.
 
 On a CPU every run is a process of its own, since where a process happens to get its memory can make all of its steps
-a tenth slower, whichever trainer it runs; and malloc keeps what is freed (see `train.memory`), set from outside so that
-TRL's trainer has it too.
+a tenth slower, whichever trainer it runs; and malloc keeps what is freed (`train.loop.memory`), set from outside so
+that TRL's trainer has it too.
 
 Peak memory: on a GPU, what torch allocated at most during a run. On a CPU (Linux), the most resident memory while
 training, the median of the runs. `above` is what training added to the loaded model and data.
@@ -84,7 +84,7 @@ class Bench:
         from datasets import disable_progress_bars
 
         from tests.benchmarks.trainers import labelled
-        from train.data import open_shards
+        from train.data.loading import open_shards
 
         torch.set_num_threads(options.threads)
         disable_progress_bars()
@@ -103,8 +103,8 @@ class Bench:
     def _rows(self, objective: str) -> Any:
         from trl import pack_dataset
 
-        from train.data import load_data, plan_groups
-        from train.settings import ObjectiveSettings
+        from train.data.loading import load_data, plan_groups
+        from train.settings.flags import ObjectiveSettings
 
         options = self.options
         plan = plan_groups(self.opened, self.columns[objective], ObjectiveSettings(objective=objective))
@@ -121,7 +121,7 @@ class Bench:
         import torch
         from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-        from train.models import tiny_model
+        from train.loop.models import tiny_model
 
         options, shape = self.options, SIZES[self.options.size]
         torch.manual_seed(0)
@@ -159,7 +159,7 @@ class Bench:
         from trl import SFTConfig, SFTTrainer
 
         from tests.benchmarks.trainers import InsideTrainer, TimedTrainer
-        from train.config import GOConfig
+        from train.settings.config import GOConfig
 
         options = self.options
         settings = {

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from transformers import TrainerCallback
 from trl.trainer.sft_trainer import add_fused_lm_head
 
-from train.data import REFERENCE_LOSS
-from train.trainer import GOTrainer
+from train.data.loading import REFERENCE_LOSS
+from train.loop.trainer import GOTrainer
 
 
 class TimedTrainer(GOTrainer):

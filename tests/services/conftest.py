@@ -7,11 +7,11 @@ import pytest
 from rich.console import Console
 
 from annotate.groupers.base import GrouperOptions
-from annotate.pipeline import run
-from annotate.settings import Settings
-from annotate.tokens import load_tokenizer
-from tests.annotate.compressor_checkpoints import save_compressor, small_tokenizer
-from tests.annotate.rho1_models import save_checkpoint
+from annotate.run.pipeline import run
+from annotate.run.settings import Settings
+from annotate.tokens.target import load_tokenizer
+from tests.annotate.groupers.llmlingua2.compressor_checkpoints import save_compressor, small_tokenizer
+from tests.annotate.groupers.rho1.rho1_models import save_checkpoint
 from tests.services.running import Server
 
 GROUPERS = ("tfidf", "frequency", "random", "llmlingua2", "rho1")

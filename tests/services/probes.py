@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from annotate.batch import Scores, TokenBatch
 from annotate.groupers import REGISTRY
 from annotate.groupers.base import Grouper, GrouperOptions
+from annotate.tokens.batch import Scores, TokenBatch
 
 SLEEP, REFUSE, FAIL, DIE, BREAK = "please sleep", "please refuse", "please fail", "please die", "please break"
 

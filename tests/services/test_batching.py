@@ -6,7 +6,7 @@ import threading
 import numpy as np
 import pytest
 
-from annotate.batch import Scores, TokenBatch
+from annotate.tokens.batch import Scores, TokenBatch
 from services.batching import Worker
 from services.errors import ApiError
 from services.inputs import Document

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from annotate.pipeline import run
-from annotate.settings import Settings
+from annotate.run.pipeline import run
+from annotate.run.settings import Settings
 from common.shards import ShardDirectory
 from common.thresholds import important_tokens
 from services.schemas import ScoreResponse

@@ -72,7 +72,7 @@ def main(job_file: str) -> None:
     import torch.distributed as dist
 
     from tests.train.conftest import build_tokenizer
-    from train.step import Step
+    from train.loop.step import Step
 
     tokenizer = build_tokenizer()
     folder = Path(job_file).parent
@@ -90,7 +90,7 @@ def _run(folder: Path, tokenizer: Any, resume_at: int = 0, evaluate: bool = Fals
     import torch.distributed as dist
 
     from tests.train.runs import make_trainer, small_model
-    from train.collate import COUNTS
+    from train.data.collate import COUNTS
     from train.objectives.tokens import Counts
 
     model_settings = settings.pop("model", {})

@@ -1,7 +1,7 @@
 """A training loop that is too slow and too plain to be wrong: full logits, `F.cross_entropy`, autograd through `max`.
 
 What enters: a model, the padded batches of whole optimizer steps, the objective's settings. What leaves: the parameters
-after plain gradient descent. Nothing of `train.objectives`, `train.step` or `train.trainer` is used.
+after plain gradient descent. Nothing of `train.objectives`, `train.loop.step` or `train.loop.trainer` is used.
 """
 
 import math

@@ -5,10 +5,10 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, ProgressCallback
 
-from train.config import GOConfig
-from train.data import load_data, open_shards, plan_groups
-from train.models import tiny_model
-from train.trainer import GOTrainer
+from train.data.loading import load_data, open_shards, plan_groups
+from train.loop.models import tiny_model
+from train.loop.trainer import GOTrainer
+from train.settings.config import GOConfig
 
 QUIET = {
     "use_cpu": True,

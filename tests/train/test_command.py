@@ -215,7 +215,7 @@ class TestHelp:
         import dataclasses
 
         from train.cli import run_help
-        from train.settings import ObjectiveSettings, RunSettings
+        from train.settings.flags import ObjectiveSettings, RunSettings
 
         text = run_help()
         for settings in (RunSettings, ObjectiveSettings):
@@ -239,7 +239,7 @@ def test_a_reader_that_goes_away_gets_no_traceback():
 
 
 def test_repeated_flags_are_joined():
-    from train.arguments import join_repeated
+    from train.settings.arguments import join_repeated
 
     words = ["--shards", "a", "--eta", "0.5", "--shards", "b", "c", "--shards=d"]
     assert join_repeated(words, "--shards") == ["--shards", "a", "b", "c", "d", "--eta", "0.5"]

@@ -6,7 +6,7 @@ from train.objectives.base import Objective
 from train.objectives.go import group_optimization
 from train.objectives.rho1 import SelectedMean
 from train.objectives.sft import SupervisedMean
-from train.settings import ObjectiveSettings
+from train.settings.flags import ObjectiveSettings
 
 OBJECTIVES: dict[str, Callable[[ObjectiveSettings], Objective]] = {
     "sft": SupervisedMean,

@@ -14,7 +14,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from train.objectives.tokens import Counts, Sums, Tokens
-from train.settings import ObjectiveSettings
+from train.settings.flags import ObjectiveSettings
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from train.objectives.base import Objective, mean_loss, worst_loss
 from train.objectives.tokens import Counts, Sums, Tokens, document_means, worst_of_documents
-from train.settings import ObjectiveSettings
+from train.settings.flags import ObjectiveSettings
 
 
 def lambda_at(step: int, num_steps: int, lambda_max: float, lambda_min: float) -> float:

@@ -1,0 +1,166 @@
+"""Per-token cross-entropy under a frozen causal language model, without ever holding its full logits.
+
+What enters: documents as flat token ids with offsets. What leaves: nats per token, which `grouper.py`
+writes as reference losses. Documents share forward passes (`packing.py`): end to end on a CPU, where a neighbour
+changes no bit; padded on the right on a GPU, where causal attention never looks, so that a neighbour changes a value by
+rounding at most.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from annotate.models.checkpoints import load_model
+from annotate.models.packing import Packing, close
+from annotate.models.planning import ROWS, Batch
+from common.errors import UserError
+
+# Float32 logits that exist at one time, as [tokens of a chunk, vocabulary]: 32 MiB on a CPU, which stays near its
+# caches; 512 MiB on a GPU, which wants larger products.
+LOGITS_PER_CHUNK = {"cpu": 2**23, "cuda": 2**27}
+BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}  # default budgets of a batch, padding included
+
+
+class ReferenceModel:
+    """A frozen causal language model that says how unexpected each token is."""
+
+    def __init__(self, name: str, flag: str, revision: str | None, dtype: str, device: str):
+        """Load the checkpoint and check that this module computes what the model itself would.
+
+        Raises:
+            UserError: the checkpoint does not load, is not a causal language model, or post-processes its logits in a
+                way that is not known here.
+        """
+        from transformers import AutoModelForCausalLM
+
+        from annotate.models.onednn import use_onednn
+
+        self.where = f"{flag} {name}"
+        self.model = load_model(AutoModelForCausalLM, name, flag, revision, dtype, device)
+        use_onednn(self.model)
+        self.device_kind = device.split(":")[0]
+        config = self.model.config.get_text_config()
+        self.head = self.model.get_output_embeddings()
+        if config.is_encoder_decoder or self.head is None:
+            raise UserError(f"{self.where}: expected a causal language model, found {type(self.model).__name__}.")
+        self.vocab_size = int(self.head.weight.shape[0])
+        # Tokens of the longest document that the model has positions for; None for models without such a limit.
+        self.max_tokens: int | None = getattr(config, "max_position_embeddings", None)
+        self._scale = _logit_scale(config)
+        self._softcap: float | None = getattr(config, "final_logit_softcapping", None)
+        self._check_against_forward()
+        self.packing = Packing(self.model)
+
+    def losses(
+        self, input_ids: np.ndarray, offsets: np.ndarray, documents: np.ndarray, batch_tokens: int
+    ) -> np.ndarray:
+        """Return each token's cross-entropy given its prefix within its document: −log p(w_j | w_1 … w_{j−1}).
+
+        Equals, for each document alone and after a leading 0,
+        `F.cross_entropy(model(ids).logits[0, :-1].float(), ids[0, 1:], reduction="none")`.
+
+        Args:
+            input_ids: int32 [num_tokens], flat.
+            offsets: int64 [num_documents + 1].
+            documents: int64 [any]: the documents to score; tokens of the others stay 0.
+            batch_tokens: budget of a batch, padding included.
+
+        Returns:
+            float64 [num_tokens], nats; 0 for the first token of a document, which has no prefix. Not finite where the
+            model's output is not. Float64 from the logarithm on, so that a difference of two is rounded once.
+        """
+        import torch
+
+        result = np.zeros(len(input_ids), dtype=np.float64)
+        # The last token of a document predicts nothing that is asked for, so it is not fed.
+        lengths = np.diff(offsets)[documents] - 1
+        documents, lengths = documents[lengths > 0], lengths[lengths > 0]
+        for batch in self.packing.batches(offsets[documents], lengths, batch_tokens):
+            predicted = batch.sources[batch.real] + 1
+            try:
+                values = self._batch_losses(batch, input_ids[batch.sources].astype(np.int64), input_ids[predicted])
+            except torch.OutOfMemoryError as error:
+                raise UserError(
+                    f"{self.where}: a batch of {batch.sources.size} tokens does not fit into the device's memory. "
+                    f"Lower --batch-tokens (now {batch_tokens}), or use --dtype bfloat16."
+                ) from error
+            result[predicted] = values
+        return result
+
+    def _batch_losses(self, batch: Batch, ids: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """Return float64 [num_real] for ids [rows, width] and what follows each real one, int [num_real]."""
+        import torch
+
+        device = self.model.device
+        with torch.inference_mode():
+            # Not told which tokens are padding: on the right alone it changes nothing, and without a mask attention
+            # takes its fast causal path. It repeats a document's own last token: attention gives padding the weight 0,
+            # but 0 · NaN is NaN, so another token there could spoil a document that is sound.
+            hidden = self._hidden(**self.packing.inputs(batch, ids)).flatten(0, 1)
+            hidden = hidden[torch.from_numpy(np.flatnonzero(batch.real)).to(device)]
+            wanted = torch.from_numpy(targets.astype(np.int64)).to(device)
+            rows = max(1, LOGITS_PER_CHUNK[self.device_kind] // self.vocab_size // ROWS) * ROWS
+            losses = torch.empty(len(wanted), dtype=torch.float64, device=device)
+            for start in range(0, len(wanted), rows):
+                chunk = slice(start, start + rows)
+                logits = self._logits(_filled(hidden[chunk]))[: len(wanted[chunk])]
+                # log-sum-exp in place: torch.logsumexp would hold a second array of the chunk's size. The largest logit
+                # goes out of both terms, so the target's is the difference to it.
+                logits.sub_(logits.amax(dim=1, keepdim=True))
+                chosen = logits.gather(1, wanted[chunk, None]).squeeze(1).double()
+                losses[chunk] = logits.exp_().sum(dim=1).double().log_().sub_(chosen)
+            return losses.cpu().numpy()
+
+    def _hidden(self, **inputs: Any) -> Any:
+        """Return the last hidden states [rows, width, hidden size] of input_ids [rows, width]."""
+        return self.model.base_model(**inputs, use_cache=False)[0]
+
+    def _logits(self, hidden: Any) -> Any:
+        """Return the logits, float32 [tokens, vocabulary], of hidden states [tokens, hidden size]."""
+        logits = self.head(hidden).float()  # the caller's own, to be changed in place
+        if self._scale != 1.0:
+            logits.mul_(self._scale)
+        if self._softcap is not None:
+            logits.div_(self._softcap).tanh_().mul_(self._softcap)
+        return logits
+
+    def _check_against_forward(self) -> None:
+        """Compare the logits with the model's own on a few random tokens, and look for a view of the future."""
+        import torch
+
+        low = self.head.weight.dtype != torch.float32
+        generator = torch.Generator().manual_seed(0)
+        ids = torch.randint(0, self.vocab_size, (2, 16), generator=generator)
+        ids[1, :8] = ids[0, :8]  # one beginning, two continuations
+        ids = ids.to(self.model.device)
+        with torch.inference_mode():
+            hidden = self._hidden(input_ids=ids)
+            expected = self.model(input_ids=ids, use_cache=False).logits.float()
+            found = self._logits(hidden.flatten(0, 1)).view(*ids.shape, -1)
+        if not close(hidden[0, :8], hidden[1, :8], 1e-2 if low else 1e-5):
+            raise UserError(
+                f"{self.where}: expected a causal language model, but in {type(self.model).__name__} a token's output "
+                "depends on the tokens after it."
+            )
+        if found.shape != expected.shape or not close(found, expected, 2e-2 if low else 1e-4):
+            raise UserError(
+                f"{self.where}: {type(self.model).__name__} turns its hidden states into logits in a way that is not "
+                "known here (known: a linear head, then a scale and a soft cap), so its losses would be wrong. "
+                "Use a reference model of another architecture."
+            )
+
+
+def _filled(hidden: Any) -> Any:
+    """Return hidden states [tokens, hidden size] with zeros after them, up to a multiple of `ROWS` tokens."""
+    import torch
+
+    return torch.nn.functional.pad(hidden, (0, 0, 0, -len(hidden) % ROWS))
+
+
+def _logit_scale(config: Any) -> float:
+    """Return what the head's output is multiplied by: 1 for most, a setting of Cohere, Falcon-H1 and Granite."""
+
+    def setting(name: str) -> float:
+        return float(getattr(config, name, None) or 1.0)
+
+    return setting("logit_scale") * setting("lm_head_multiplier") / setting("logits_scaling")

@@ -1,0 +1,75 @@
+"""What `annotate run` takes, and what can be said of it before any file is read.
+
+What enters: the flags. What leaves: `Settings`, checked. Next: `annotate.run.pipeline` runs them.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from annotate.groupers import grouper_class
+from annotate.groupers.base import Grouper, GrouperOptions
+from annotate.records.conversations import FORMATS
+from common.errors import UserError, raise_together
+
+# The fields of GrouperOptions that are flags of the command line.
+FLAG_OPTIONS = (
+    "seed",
+    "compressor_model",
+    "reference_model",
+    "base_model",
+    "dtype",
+    "batch_tokens",
+    "package_parity",
+    "device",
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that `annotate run` takes."""
+
+    data: str
+    groupers: tuple[str, ...]
+    out: Path
+    tokenizer: str | None = None
+    tokenizer_revision: str | None = None
+    data_revision: str | None = None
+    template: str | None = None
+    format_name: str | None = None
+    max_length: int = 4096
+    limit: int | None = None
+    rows_per_shard: int = 1000
+    engine: str = "ray"
+    address: str | None = None
+    workers: int | None = None
+    gpus_per_worker: float = 1.0
+    options: GrouperOptions = field(default_factory=GrouperOptions)
+
+
+def check_settings(settings: Settings) -> None:
+    """Raise one `UserError` with everything that is wrong with the settings by themselves."""
+    problems = []
+    if not settings.groupers:
+        problems.append("--grouper: name at least one.")
+    classes: list[type[Grouper]] = []
+    for name in dict.fromkeys(settings.groupers):
+        try:
+            classes.append(grouper_class(name))
+        except UserError as error:
+            problems.append(str(error))
+    if settings.format_name is not None and settings.format_name not in FORMATS:
+        problems.append(f"--format {settings.format_name}: expected one of {', '.join(FORMATS)}.")
+    for flag, value in (("--limit", settings.limit), ("--rows-per-shard", settings.rows_per_shard)):
+        if value is not None and value < 1:
+            problems.append(f"{flag} {value}: expected at least 1.")
+    if settings.max_length < 2:
+        problems.append(f"--max-length {settings.max_length}: expected at least 2 tokens.")
+    read = {option for kind in classes for option in kind.options}
+    given = [name for name in FLAG_OPTIONS if getattr(settings.options, name) is not None]
+    if not problems:  # an unknown grouper could have been the one that reads it
+        problems += [
+            f"--{name.replace('_', '-')} is read by none of {', '.join(settings.groupers)}. Drop it, or add a grouper."
+            for name in given
+            if name not in read
+        ]
+    raise_together(problems)

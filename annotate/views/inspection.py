@@ -1,0 +1,201 @@
+"""Looking at documents of a shard directory: their tokens coloured by score and marked by group.
+
+What enters: a shard directory, columns, eta. What leaves: one document on the terminal, or a self-contained HTML file
+with several (`annotate.views.viewer`), like the paper's figures 5 to 7.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.style import Style
+from rich.text import Text
+
+from annotate.tokens.target import TargetTokenizer
+from annotate.views.viewer.page import write_page
+from annotate.views.viewer.spans import recover_spans, special_tokens, token_texts
+from common.errors import UserError
+from common.files import atomic_path
+from common.manifest import TOKENIZER_NAME
+from common.shards import BASE_FIELDS, ShardDirectory, column_kinds
+from common.thresholds import check_eta, important_tokens
+
+TOP = 8  # tokens that the terminal lists
+
+
+def inspect_shards(
+    shards: Path,
+    groupers: list[str],
+    eta: float,
+    ties: str,
+    document: str | None,
+    num: int,
+    html: Path | None,
+    console: Console,
+) -> None:
+    """Do what `annotate inspect` does.
+
+    Raises:
+        UserError: no such shards, column or document, or eta or ties out of range.
+    """
+    check_eta(eta)
+    if ties not in ("threshold", "rank"):
+        raise UserError(f"--ties {ties}: expected threshold or rank.")
+    if num < 1:
+        raise UserError(f"--num {num}: expected at least 1.")
+    directory = ShardDirectory(shards, verify=False)
+    columns = [directory.resolve_column(name) for name in dict.fromkeys(groupers)] or list(directory.columns)
+    target = TargetTokenizer(str(shards / TOKENIZER_NAME))
+    if document is not None:
+        rows = [find_document(directory, document, columns)]
+    else:
+        rows = list(read_rows(directory, columns, num if html else 1))
+    view = {
+        "title": f"{directory.manifest.source.name}, tokenizer {short_name(directory.manifest.tokenizer.name)}, "
+        f"template {directory.manifest.template}",
+        "eta": eta,
+        "ties": ties,
+        "columns": {name: {"kind": directory.columns[name]} for name in columns},
+        "documents": [document_view(row, columns, target) for row in rows],
+    }
+    if html is None:
+        print_document(view, console)
+        return
+    if not html.parent.is_dir():
+        raise UserError(f"--html {html}: expected a file in a directory that exists, found no {html.parent}.")
+    with atomic_path(html) as temporary:
+        temporary.write_text(write_page(view), encoding="utf-8")
+    console.print(f"{html}: {len(rows)} document{'s' if len(rows) != 1 else ''}, {', '.join(columns)}.")
+
+
+def short_name(name: str) -> str:
+    """Return how a tokenizer or model is called: a directory by its last telling part, a hub id as it is."""
+    path = Path(name)
+    if not path.is_dir() and not path.is_absolute():
+        return name
+    path = path.resolve()
+    return path.parent.name if path.name == TOKENIZER_NAME else path.name
+
+
+def read_rows(directory: ShardDirectory, columns: list[str], limit: int) -> Iterator[dict[str, Any]]:
+    """Yield the first rows, with these score columns."""
+    names = [*(item.name for item in BASE_FIELDS), *columns]
+    for table in directory.tables(names, limit=limit):
+        assert set(columns) <= set(column_kinds(table.schema)), "the manifest names other columns than the shards hold"
+        yield from table.to_pylist()
+
+
+def find_document(directory: ShardDirectory, wanted: str, columns: list[str]) -> dict[str, Any]:
+    """Return the row that `--document` names: its number in the shards, or the start of its id.
+
+    Raises:
+        UserError: there is no such document, or there are several.
+    """
+    count = directory.manifest.counts.documents
+    if wanted.isdecimal() and int(wanted) < count:
+        number = int(wanted)
+    else:
+        ids = [name for table in directory.tables(["document_id"]) for name in table["document_id"].to_pylist()]
+        found = [number for number, name in enumerate(ids) if name.startswith(wanted)]
+        if len(found) != 1:
+            several = f"{len(found)} such ids, {ids[found[0]]} and {ids[found[1]]} among them" if found else "none"
+            raise UserError(
+                f"--document {wanted}: expected a row from 0 to {count - 1} or the start of one document's id, found "
+                f"{several}. The ids are in the column document_id of {directory.path}."
+            )
+        number = found[0]
+    import pyarrow.parquet as pq
+
+    for shard in directory.manifest.shards:
+        if number < shard.rows:
+            names = [*(item.name for item in BASE_FIELDS), *columns]
+            return pq.read_table(directory.path / shard.file, columns=names).slice(number, 1).to_pylist()[0]
+        number -= shard.rows
+    raise AssertionError("the manifest counts more documents than its shards")
+
+
+def document_view(row: dict[str, Any], columns: list[str], target: TargetTokenizer) -> dict[str, Any]:
+    """Return a shard's row in the form of a view's document (`annotate.views.viewer.page`)."""
+    ids, supervised = np.asarray(row["input_ids"]), np.asarray(row["supervised"], dtype=bool)
+    spans, num_approximate = recover_spans(row["text"], ids, supervised, target)
+    notes = [f"row {row['source_row']} of the source"]
+    if num_approximate:
+        notes.append(f"the characters of {num_approximate} tokens are approximate")
+    return {
+        "id": row["document_id"],
+        "text": row["text"],
+        "notes": notes,
+        "tokens": {
+            "id": ids.tolist(),
+            "text": token_texts(row["text"], ids, spans, special_tokens(target)),
+            "start": spans[:, 0].tolist(),
+            "end": spans[:, 1].tolist(),
+            "supervised": supervised.tolist(),
+        },
+        "scores": {name: row[name] for name in columns},
+    }
+
+
+def print_document(view: dict[str, Any], console: Console) -> None:
+    """Print the first document of a view, once for each column."""
+    document, eta, ties = view["documents"][0], view["eta"], view["ties"]
+    console.print(f"{view['title']}\ndocument {document['id']} ({'; '.join(document['notes'])})", markup=False)
+    supervised = np.array(document["tokens"]["supervised"], dtype=bool)
+    for name, column in view["columns"].items():
+        scores = np.array(document["scores"][name])
+        important = np.zeros(len(scores), dtype=bool)
+        if column["kind"] == "importance":
+            important, threshold = important_tokens(scores, supervised, eta, ties)
+            count, total = int(important.sum()), int(supervised.sum())
+            facts = f"eta {eta}: {count} of {total} supervised tokens important ({count / total:.1%}), "
+            facts += f"threshold {threshold:.4g}"
+        else:
+            facts = "reference losses: only the trainer can make groups of them"
+        console.print(f"\n{name} · {facts}", style="bold", markup=False)
+        console.print(coloured(document, scores, supervised, important, console.color_system is not None))
+        texts = document["tokens"]["text"]
+        order = [index for index in np.argsort(-scores, kind="stable") if supervised[index]][:TOP]
+        console.print("highest: " + ", ".join(f"{texts[i]!r} {scores[i]:.4g}" for i in order), markup=False)
+    if console.color_system is not None:
+        console.print("shade: rank of the score in the document; underlined: important; dim: not supervised.")
+
+
+def coloured(
+    document: dict[str, Any], scores: np.ndarray, supervised: np.ndarray, important: np.ndarray, in_colour: bool
+) -> Text:
+    """Return the document's text, shaded by rank; without colours, important tokens stand in [[brackets]]."""
+    tokens, text = document["tokens"], document["text"]
+    shades = ranks(scores, supervised)
+    result, covered = Text(), 0
+    for index, (start, end) in enumerate(zip(tokens["start"], tokens["end"], strict=True)):
+        result.append(text[covered:start])  # characters that no token has
+        piece = tokens["text"][index] if start == end else text[max(start, covered) : end]
+        covered = max(covered, end)
+        if in_colour:
+            result.append(piece, style=_style(shades[index], bool(supervised[index]), bool(important[index])))
+        else:
+            result.append(f"[[{piece}]]" if important[index] and piece else piece)
+    result.append(text[covered:])
+    return result
+
+
+def ranks(scores: np.ndarray, supervised: np.ndarray) -> np.ndarray:
+    """Return for each supervised token the share of the others that score lower, ties counting half; 0 elsewhere."""
+    result = np.zeros(len(scores))
+    selected = scores[supervised]
+    if selected.size > 1:
+        _, inverse, counts = np.unique(selected, return_inverse=True, return_counts=True)
+        middle = np.cumsum(counts) - (counts + 1) / 2
+        result[supervised] = middle[inverse] / (selected.size - 1)
+    return result
+
+
+def _style(shade: float, supervised: bool, important: bool) -> Style:
+    """Return a token's style; both colours are set, so that it can be read on any background."""
+    if not supervised:
+        return Style(dim=True)
+    white, amber = np.array([255, 252, 245]), np.array([255, 166, 43])
+    red, green, blue = (white + (amber - white) * shade).astype(int)
+    return Style(color="#1d1f24", bgcolor=f"#{red:02x}{green:02x}{blue:02x}", bold=important, underline=important)

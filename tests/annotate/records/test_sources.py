@@ -1,0 +1,89 @@
+import json
+
+import pytest
+
+from annotate.records.sources import DATA_HOME, find_source
+from common.errors import UserError
+
+
+def write(path, records):
+    path.write_text("\n".join(json.dumps(record) for record in records))
+    return path
+
+
+def test_the_sample_is_there():
+    source = find_source("sample")
+    assert len(list(source.records())) >= 200
+    assert len(list(source.records(limit=7))) == 7
+
+
+def test_the_data_home_comes_before_the_hub(tmp_path, monkeypatch):
+    write(tmp_path / "alpaca.jsonl", [{"instruction": "a", "output": "b"}])
+    monkeypatch.setenv(DATA_HOME, str(tmp_path))
+    source = find_source("alpaca")
+    assert str(tmp_path) in source.note
+    assert [record.value["output"] for record in source.records()] == ["b"]
+
+
+def test_the_hub_is_asked_otherwise_and_its_failure_says_what_to_do(tmp_path, monkeypatch):
+    import datasets
+
+    asked = {}
+
+    def load_dataset(path, **arguments):
+        asked.update(path=path, **arguments)
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setenv(DATA_HOME, str(tmp_path))  # holds no alpaca file
+    with pytest.raises(UserError, match=r"(?s)yahma/alpaca-cleaned.*no route.*hf auth login.*local file") as caught:
+        find_source("alpaca")
+    assert DATA_HOME in str(caught.value)
+    assert asked["path"] == "yahma/alpaca-cleaned"
+    assert asked["split"] == "train"
+
+
+def test_a_hub_dataset_is_streamed_and_hashed(monkeypatch):
+    import datasets
+
+    rows = datasets.Dataset.from_list([{"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "d"}])
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, **arguments: rows)
+    source = find_source("someone/something", revision="v1")
+    assert [record.value["prompt"] for record in source.records()] == ["a", "c"]
+    assert source.revision == "v1"
+    first = source.content_hash()
+    rows = rows.select([1, 0])
+    assert find_source("someone/something").content_hash() != first
+
+
+def test_a_directory_of_parquet_files_is_read_in_name_order(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for name, text in (("b", "second"), ("a", "first")):
+        pq.write_table(pa.table({"text": [text]}), tmp_path / f"{name}.parquet")
+    assert [record.value["text"] for record in find_source(str(tmp_path)).records()] == ["first", "second"]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("nowhere.json", "no such file"),
+        ("./some/where", "no such file"),
+        ("{tmp}/empty.jsonl", "empty file"),
+        ("{tmp}/notes.txt", "expected a file in .json"),
+        ("{tmp}/folder", "directory of Parquet files"),
+    ],
+)
+def test_what_is_not_there(tmp_path, data, message):
+    (tmp_path / "empty.jsonl").touch()
+    (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match=message):
+        find_source(data.format(tmp=tmp_path))
+
+
+def test_the_data_home_must_be_a_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv(DATA_HOME, str(tmp_path / "gone"))
+    with pytest.raises(UserError, match="expected a directory"):
+        find_source("lima")

@@ -1,0 +1,116 @@
+"""The Ray engine: the same shards as the local one, and what happens when a worker fails."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from annotate.run.engines import make_engine
+from annotate.run.pipeline import run
+from annotate.run.settings import Settings
+from common.errors import UserError
+from common.files import sha256_file
+
+pytestmark = pytest.mark.slow  # starting Ray takes seconds
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_cluster():
+    import ray
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20)
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_ray_and_local_give_the_same_bytes(tmp_path, workers):
+    for engine in ("local", "ray"):
+        settings = Settings(
+            data="sample",
+            groupers=("tfidf", "frequency", "random"),
+            out=tmp_path / engine,
+            engine=engine,
+            workers=workers if engine == "ray" else None,
+            rows_per_shard=40,
+        )
+        run(settings, Console(quiet=True))
+    local, ray = ({p.name: sha256_file(p) for p in (tmp_path / e).glob("*.*")} for e in ("local", "ray"))
+    assert len(local) > 5
+    assert local.pop("manifest.json")
+    assert ray.pop("manifest.json")
+    assert ray == local
+
+
+@dataclass(frozen=True)
+class Fails:
+    """A worker that fails in some way at item 3; `die` ends its process the first time only."""
+
+    how: str
+    marker: Path
+
+    def __call__(self):
+        return self.work
+
+    def work(self, item: int) -> int:
+        if item == 3:
+            if self.how == "user":
+                raise UserError("item 3 is wrong")
+            if self.how == "bug":
+                raise ZeroDivisionError("item 3")
+            if self.how == "die" and not self.marker.exists():
+                self.marker.touch()
+                os._exit(1)
+        return item * 10
+
+
+def test_a_worker_that_dies_is_replaced_and_its_item_done(tmp_path):
+    with make_engine("ray", None, 2, 1.0) as engine:
+        results = sorted(engine.map(Fails("die", tmp_path / "died"), range(8)))
+    assert results == [item * 10 for item in range(8)]
+    assert (tmp_path / "died").exists()
+
+
+def test_errors_arrive_as_they_were(tmp_path):
+    with make_engine("ray", None, 2, 1.0) as engine:
+        with pytest.raises(UserError, match=r"^item 3 is wrong$"):
+            list(engine.map(Fails("user", tmp_path), range(8)))
+        with pytest.raises(ZeroDivisionError, match="item 3"):
+            list(engine.map(Fails("bug", tmp_path), range(8)))
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A worker that cannot be built."""
+
+    def __call__(self):
+        raise UserError("the model does not load")
+
+
+def test_an_error_while_a_worker_is_built_arrives_too():
+    with make_engine("ray", None, 1, 1.0) as engine, pytest.raises(UserError, match=r"^the model does not load"):
+        list(engine.map(Broken(), range(2)))
+
+
+def test_items_are_read_only_a_few_ahead():
+    read = []
+
+    def items():
+        for item in range(50):
+            read.append(item)
+            yield item
+
+    with make_engine("ray", None, 2, 1.0) as engine:
+        for done, _ in enumerate(engine.map(Fails("never", Path()), items()), start=1):
+            assert len(read) <= done + 4
+            if done == 20:
+                break
+
+
+def test_wrong_settings():
+    with pytest.raises(UserError, match="--workers 0"):
+        make_engine("ray", None, 0, 1.0)
+    with pytest.raises(UserError, match="--gpus-per-worker 0"):
+        make_engine("ray", None, 1, 0.0)

@@ -1,0 +1,187 @@
+"""`train run --workers N`: the same run in N processes, started by Ray Train on this machine or on a cluster.
+
+What enters: the words of the command line. What leaves: what `train run` leaves, written by rank 0. Each worker parses
+the words again and calls the same `run`, with its rank in the environment as `torchrun` would have put it there, so all
+that is true of a run under `torchrun` is true here.
+
+Nothing is sent but the words and the working directory. On a cluster, shards, models and the output directory must be
+on a file system that all nodes see under the same names, and the project must be installed on them.
+"""
+
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from common.errors import UserError
+from train.settings.arguments import Said, gather
+
+STORAGE_NAME = ".ray"  # what Ray Train writes of its own, gone when the run has ended
+PASSED_ON = ("OMP_NUM_THREADS", "HF_HOME", "HF_TOKEN", "HF_HUB_OFFLINE", "WANDB_API_KEY")
+
+
+class Launch(NamedTuple):
+    """What the launcher itself needs to know of the command line."""
+
+    num_workers: int
+    address: str | None
+    output: Path
+    use_cpu: bool
+
+
+def wanted(arguments: Sequence[str]) -> Launch | None:
+    """Return what was asked of Ray, or None where nothing was, or where this is one of the processes that it started.
+
+    Raises:
+        UserError: settings that go with several processes are missing, or are there without them.
+    """
+    if "WORLD_SIZE" in os.environ:
+        said = gather(arguments, int(os.environ["WORLD_SIZE"]))
+        if _said(said, "workers") and "SFT_GO_RAY_WORKER" not in os.environ:
+            raise UserError("--workers: torchrun or accelerate has started these processes already; remove the flag.")
+        return None
+    said = gather(arguments, 1)
+    workers, address, output = (_said(said, name) for name in ("workers", "address", "output_dir"))
+    if workers is None:
+        if address is not None:
+            raise UserError("--address: names the Ray cluster for --workers; give both, or neither.")
+        return None
+    if output is None:
+        raise UserError("--output_dir: several processes need to agree on it, so it has no default here; give one.")
+    use_cpu = str(_said(said, "use_cpu") or "false").lower() in ("true", "1", "yes")
+    return Launch(int(workers), address, Path(output).absolute(), use_cpu)
+
+
+def _said(said: Said, name: str) -> Any:
+    """Return the last value of a flag, or that of the file or the preset; True for a flag that stands alone."""
+    value = said.settings.get(name)
+    for index, word in enumerate(said.flags):
+        flag, equals, after = word.partition("=")
+        if flag.startswith("--") and flag[2:].replace("-", "_") == name:
+            follows = said.flags[index + 1] if index + 1 < len(said.flags) else "--"
+            value = after if equals else (True if follows.startswith("--") else follows)
+    return value
+
+
+def launch(arguments: Sequence[str], wish: Launch) -> None:
+    """Start the workers and wait for them.
+
+    Raises:
+        UserError: Ray cannot be reached, has not as many CPUs or GPUs, or a worker raised one.
+    """
+    # Log lines differ by their numbers, which Ray's filter of repeated lines would take for the same line.
+    os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    import ray
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    from train.settings import config
+
+    if wish.address is None:
+        config.parse(arguments)  # the workers find the same problems, on this machine, but ten seconds later
+    owns_ray = not ray.is_initialized()
+    if owns_ray:
+        _start(ray, wish)
+    storage = wish.output / STORAGE_NAME
+    try:
+        resources = ray.cluster_resources()
+        use_gpu = _has_gpus(resources, wish)
+        # Ray gives a worker as many threads as CPUs. What one machine has is shared out; nodes may be of any size.
+        num_cpus = 1 if wish.address else int(resources["CPU"]) // wish.num_workers
+        each = {"CPU": num_cpus, "GPU": 1} if use_gpu else {"CPU": num_cpus}
+        storage.mkdir(parents=True, exist_ok=True)
+        trainer = TorchTrainer(
+            _work,
+            train_loop_config={"arguments": list(arguments), "argv": sys.argv, "directory": os.getcwd()},
+            scaling_config=ScalingConfig(num_workers=wish.num_workers, use_gpu=use_gpu, resources_per_worker=each),
+            run_config=RunConfig(name="run", storage_path=str(storage)),
+        )
+        trainer.fit()
+    except Exception as error:
+        told = _user_error(error)
+        if told is None:
+            raise
+        raise UserError(str(told)) from error
+    finally:
+        shutil.rmtree(storage, ignore_errors=True)
+        if owns_ray:
+            ray.shutdown()
+
+
+def _start(ray: Any, wish: Launch) -> None:
+    variables = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    variables["RAY_TRAIN_ENABLE_PRINT_PATCH"] = "0"  # it prints every line twice
+    options: dict[str, Any] = {
+        "logging_level": "ERROR",
+        "logging_config": ray.LoggingConfig(log_level="ERROR"),
+        "runtime_env": {"env_vars": variables},
+    }
+    if wish.address is None:
+        # One CPU a worker is Ray's bookkeeping; more workers than CPUs share them.
+        num_cpus = max(wish.num_workers, os.cpu_count() or 1)
+        options |= {"address": "local", "include_dashboard": False, "num_cpus": num_cpus}
+    else:
+        options["address"] = wish.address
+    try:
+        ray.init(**options)
+    except Exception as error:
+        where = f"the Ray cluster at --address {wish.address}" if wish.address else "a local Ray"
+        first = (str(error).splitlines() or [""])[0]
+        raise UserError(
+            f"{where} could not be reached or started ({type(error).__name__}: {first}). Check the address (`ray "
+            "status`); a cluster with token authentication needs RAY_AUTH_MODE=token here and its token in "
+            "~/.ray/auth_token or RAY_AUTH_TOKEN. Without --address, the workers run on this machine."
+        ) from error
+
+
+def _has_gpus(resources: dict[str, float], wish: Launch) -> bool:
+    """Return whether each worker gets a GPU; Ray would wait for ever for what it does not have."""
+    num_gpus, num_cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
+    where = f"the cluster at {wish.address}" if wish.address else "this machine"
+    if wish.num_workers > num_cpus:
+        raise UserError(f"--workers {wish.num_workers}: {where} has {num_cpus} CPUs, and each worker takes one.")
+    if wish.use_cpu or num_gpus == 0:
+        return False
+    if num_gpus < wish.num_workers:
+        raise UserError(
+            f"--workers {wish.num_workers}: {where} has {num_gpus} GPUs, and each worker takes one. Use --workers "
+            f"{num_gpus}, or --use_cpu true."
+        )
+    return True
+
+
+def _work(job: dict[str, Any]) -> None:
+    """Be one rank: what `train run` does in a process that `torchrun` started."""
+    os.environ["SFT_GO_RAY_WORKER"] = "1"
+    try:
+        os.chdir(job["directory"])  # so that paths mean what they meant where the command was typed
+    except OSError as error:
+        raise UserError(
+            f"{job['directory']}: this node does not have the directory that the command was started in ({error}). "
+            "Start it in one that all nodes of the cluster see."
+        ) from error
+    sys.argv = job["argv"]  # for run.json
+    from train.cli import dispatch
+
+    dispatch(["run", *job["arguments"]])
+
+
+def _user_error(error: BaseException | None) -> UserError | None:
+    """Return the `UserError` that a failure of Ray Train was caused by, if it was."""
+    waiting: list[Any] = [error]
+    seen: set[int] = set()
+    while waiting:
+        cause = waiting.pop(0)
+        if cause is None or id(cause) in seen:
+            continue
+        if isinstance(cause, UserError):
+            return cause
+        seen.add(id(cause))
+        failures = getattr(cause, "worker_failures", None) or {}
+        inner = [getattr(cause, name, None) for name in ("_base_exc", "cause", "__cause__")]
+        waiting += [*failures.values(), *inner]
+    return None

@@ -1,0 +1,298 @@
+"""The trainer: TRL's `SFTTrainer` with an objective that is exact over the whole optimizer step.
+
+What enters: a model, a `GOConfig`, data sets of `data.py`. What leaves: a trained model and, at every logging step, the
+curves of the paper's figures 1 and 2. Every forward pass goes through the base class's own `compute_loss`, so its
+metrics, its fused LM head and its traps are TRL's; for `objective="sft"` its loss is too.
+
+How the maximum over a split step stays exact is told in `step.py`.
+"""
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from accelerate.utils import DistributedType
+from datasets import Dataset
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+
+from common.errors import UserError, raise_together
+from train.data.collate import COUNTS, EXTRA_KEYS, IGNORED_LABEL, GroupCollator, with_groups
+from train.data.loading import IMPORTANT, REFERENCE_LOSS
+from train.data.sampler import FilledDataset, filled_order
+from train.loop.expected_loss import TokenLosses
+from train.loop.isolation import check_isolation
+from train.loop.resume import ResumableTrainer
+from train.loop.step import Redone, Step, begin_step, random_state, replayed, wrong_batches
+from train.objectives import OBJECTIVES
+from train.objectives.base import worst_group
+from train.objectives.go import lambda_at
+from train.objectives.tokens import Counts, Sums, Tokens, sum_losses
+from train.reports.curves import Curves
+from train.settings.config import GOConfig, world_size
+from train.settings.refusals import parallelism_problems
+
+
+class GOTrainer(ResumableTrainer):
+    """SFT-GO: supervised fine-tuning with group optimization.
+
+    Args:
+        model: the model, already loaded.
+        args: the configuration.
+        train_dataset: rows of `input_ids`, `supervised` and, with groups, `important` or `reference_loss`.
+        eval_dataset: the same, or None.
+        processing_class: the tokenizer that the rows were made with.
+        peft_config: as in TRL.
+        callbacks: as in TRL.
+        compute_loss_func: as in TRL with objective sft; refused with the others, which it would bypass.
+
+    Raises:
+        UserError: settings that contradict each other or would bypass the objective.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: GOConfig,
+        train_dataset: Any,
+        eval_dataset: Any = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        peft_config: Any = None,
+        callbacks: list[TrainerCallback] | None = None,
+        compute_loss_func: Any = None,
+    ):
+        """Check the settings and set TRL's trainer up."""
+        problems = args.all_problems()
+        if compute_loss_func is not None and args.objective != "sft":
+            problems.append(f"compute_loss_func would bypass objective {args.objective}; pass none.")
+        raise_together(problems)
+        self.objective = OBJECTIVES[args.objective](args)
+        args.dataset_kwargs = {"skip_prepare_dataset": True}  # the rows are tokenized and cut already
+        if args.padding_free and not args.packing:
+            args.max_length = None  # TRL refuses a length that it would not enforce; data.py has enforced it
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            peft_config=peft_config,
+            callbacks=callbacks,
+            compute_loss_func=compute_loss_func,
+        )
+        if self._num_ranks < world_size():
+            raise UserError(
+                f"{world_size()} processes were started, but accelerate joined {self._num_ranks}: each would train "
+                "alone. Start them with torchrun, accelerate launch or --workers; on CPUs add --use_cpu true."
+            )
+        if args.fsdp and self.accelerator.distributed_type != DistributedType.FSDP:
+            raise UserError(
+                "--fsdp: accelerate shards only over several processes with an accelerator each, and would leave the "
+                "model whole here; remove the flag."
+            )
+        if args.objective != "sft":  # accelerate may have been configured elsewhere than in the arguments
+            raise_together(parallelism_problems(self.accelerator.parallelism_config) + self._deepspeed_problems())
+        if self.padding_free:
+            check_isolation(self.model, self.data_collator)
+        # TRL refuses a collator of one's own with padding-free batches, so its own is wrapped after the fact.
+        self.data_collator = GroupCollator(self.data_collator, args.eta, args.resolved_select_over)
+        if args.objective != "sft":
+            self.loss_is_scaled_for_ga = True  # group means already take the whole step's counts
+        self.has_groups = bool({IMPORTANT, REFERENCE_LOSS} & set(train_dataset.column_names))
+        self.redone = Redone()
+        self.token_losses = TokenLosses(self.model.get_input_embeddings().num_embeddings, self.args.device)
+        self.curves = Curves(self.objective)
+        self._step: Step | None = None
+
+    def _deepspeed_problems(self) -> list[str]:
+        """DeepSpeed counts backward passes to know when a step is over, so none can be added to a step."""
+        splits = self.args.gradient_accumulation_steps > 1 and self.objective.needs_worst_group(1.0)
+        if not self.is_deepspeed_enabled or not splits:
+            return []
+        return [
+            "--deepspeed: with accumulated micro-batches, DeepSpeed cannot run those again whose worst group was "
+            "guessed wrong. Use FSDP2 (--fsdp true), --gradient_accumulation_steps 1, or --worst_over sample."
+        ]
+
+    @property
+    def _num_ranks(self) -> int:
+        return self.accelerator.num_processes
+
+    def _sum_over_ranks(self, values: Tensor) -> Tensor:
+        return self.accelerator.reduce(values, reduction="sum") if self._num_ranks > 1 else values
+
+    def _set_signature_columns_if_needed(self):
+        super()._set_signature_columns_if_needed()
+        self._signature_columns = list(
+            dict.fromkeys([*self._signature_columns, "supervised", IMPORTANT, REFERENCE_LOSS])
+        )
+
+    def _get_dataloader(
+        self, dataset, description, batch_size, sampler_fn=None, is_training=False, dataloader_key=None
+    ):
+        """Complete the last round of batches over the ranks with empty rows; the base class repeats documents there."""
+        args = self.args
+        is_exact = not args.dataloader_drop_last and args.train_sampling_strategy != "batch_rebalance"
+        if self._num_ranks > 1 and is_exact and isinstance(dataset, Dataset):
+            rows = self._remove_unused_columns(dataset, description)
+            seed = args.seed if args.data_seed is None else args.data_seed
+            dataset = FilledDataset(rows)
+            sampler_fn = filled_order(
+                sampler_fn(rows), rows, batch_size * self._num_ranks, seed, lambda: self.state.epoch or 0
+            )
+        return super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, dataloader_key)
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """Fetch the micro-batches of one optimizer step and count its tokens before any forward pass."""
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        weight, expected = self._lambda(), []
+        if self.objective.needs_worst_group(weight) and len(batches) > 1:
+            self.token_losses.fade()
+            expected = [self._expected_sums(batch) for batch in batches]
+        counts = [Counts(*batch[COUNTS]) for batch in batches]
+        self._step = begin_step(batches, counts, weight, expected, self._num_ranks, self._sum_over_ranks, device)
+        return batches, num_items
+
+    def _expected_sums(self, batch: dict[str, Any]) -> Sums:
+        """Return what a micro-batch's sums will be if each token's loss is what its id's were."""
+        batch = self._prepare_inputs(batch)
+        labels = batch["labels"][:, 1:].flatten()
+        supervised = labels != IGNORED_LABEL
+        loss = self.token_losses.expected(labels.clamp(min=0)) * supervised
+        return sum_losses(self._grouped(loss, supervised, batch))
+
+    def _lambda(self) -> float:
+        args = self.args
+        if args.objective != "go":
+            return 0.0
+        return lambda_at(
+            self.state.global_step, self.state.max_steps, args.resolved_lambda_max, args.resolved_lambda_min
+        )
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Return one micro-batch's share of the step's loss; sums for the curves are kept on the way."""
+        extra = {key: inputs.pop(key, None) for key in EXTRA_KEYS}
+        if not self.model.training:
+            result, outputs = self._forward(model, inputs, return_outputs, num_items_in_batch)
+            sums = sum_losses(self._tokens(outputs, extra), self.objective.needs_document_sums)
+            self.curves.add_evaluation(sums, Counts(*extra[COUNTS]))
+            return result
+        loss = self._step_loss(model, inputs, extra, num_items_in_batch)
+        return (loss, None) if return_outputs else loss
+
+    def _forward(self, model, inputs, return_outputs, num_items) -> tuple[Any, Any]:
+        """Run the base class's `compute_loss` and return what it returns and the model's fused outputs."""
+        seen = []
+
+        def recorded(*args, **kwargs):
+            seen.append(model(*args, **kwargs))
+            return seen[-1]
+
+        result = super().compute_loss(recorded, inputs, return_outputs=return_outputs, num_items_in_batch=num_items)
+        return result, next(outputs for outputs in reversed(seen) if getattr(outputs, "log_probs", None) is not None)
+
+    def _tokens(self, outputs: Any, extra: dict[str, Any]) -> Tokens:
+        """Put losses and groups side by side: position j - 1 of the outputs predicts token j."""
+        return self._grouped(-outputs.log_probs.float().flatten(), outputs.label_mask.flatten(), extra)
+
+    def _grouped(self, loss: Tensor, supervised: Tensor, extra: dict[str, Any]) -> Tokens:
+        return with_groups(loss, supervised, extra, self.args.resolved_select_over)
+
+    def _step_loss(self, model, inputs, extra, num_items) -> Tensor:
+        step, objective = self._step, self.objective
+        decides = objective.needs_worst_group(step.weight)
+        is_last, is_split = step.is_last, decides and step.num_batches > 1
+        labels = inputs["labels"][:, 1:].flatten()
+        if is_split and not is_last:
+            step.random_states.append(random_state(self.args.device))
+        # Until the truth is known, the last pass must not arm the gradient exchange: others may have to run before it.
+        with self._no_sync(model) if is_split and is_last else nullcontext():
+            base_loss, outputs = self._forward(model, inputs, False, num_items)
+        tokens = self._tokens(outputs, extra)
+        step.sums.append(sum_losses(tokens, objective.needs_document_sums))
+        if is_split:
+            self.token_losses.learn(labels.clamp(min=0), tokens.loss.detach(), tokens.supervised)
+        if not decides:
+            if is_last:
+                self.curves.add_step(step.local_sums(), step.counts, step.weight, is_reduced=False)
+            if objective.is_plain_mean(step.weight) and (num_items is not None or not objective.needs_groups):
+                return base_loss
+            return self._scaled(objective.loss(tokens, step.counts, step.weight, None), outputs)
+        if not is_last:
+            step.guesses.append(step.guess())
+            return self._scaled(objective.loss(tokens, step.counts, step.weight, step.guesses[-1]), outputs)
+        sums, guessed = step.finish(self._sum_over_ranks)
+        worst = worst_group(sums, step.counts)
+        self.curves.add_step(sums, step.counts, step.weight, is_reduced=True)
+        loss = self._scaled(objective.loss(tokens, step.counts, step.weight, worst), outputs)
+        if not is_split:
+            return loss
+        wrong = wrong_batches(guessed, int(worst), self._num_ranks)
+        self.redone.note(len(wrong))
+        if not wrong:
+            _arm_gradient_exchange(model, loss)
+            return loss
+        with self._no_sync(model):
+            self.accelerator.backward(loss)
+        loss = loss.detach()
+        del base_loss, outputs, tokens  # free the pass's activations before the others run again
+        return loss + self._correction(model, step, wrong, worst)
+
+    def _no_sync(self, model) -> Any:
+        """Return the context in which backward passes keep their gradients to this rank, as the base class does."""
+        if getattr(self, "is_distributed_loading_by_transformers", False):
+            return self._defer_fsdp_gradient_reduction()
+        return self.accelerator.no_sync(model)
+
+    def _correction(self, model, step: Step, wrong: list[int], worst: Tensor) -> Tensor:
+        """Return what the micro-batches run under a wrong guess lack: the sum of loss(truth) - loss(guess).
+
+        The backward pass of all but the last one is run here; the caller's, of the last one, exchanges the gradients.
+        """
+        total = torch.zeros((), device=self.args.device)
+        for index in wrong:
+            inputs = dict(self._prepare_inputs(step.batches[index]))
+            extra = {key: inputs.pop(key, None) for key in EXTRA_KEYS}
+            is_last = index == wrong[-1]
+            exchange = nullcontext() if is_last else self._no_sync(model)
+            with replayed(step.random_states[index], self.args.device), exchange:
+                outputs = model(**inputs, use_cache=False, fused_lm_head=True)
+                tokens = self._tokens(outputs, extra)
+                right, guessed = (
+                    self.objective.loss(tokens, step.counts, step.weight, group)
+                    for group in (worst, step.guesses[index])
+                )
+                difference = (right - guessed) * self._num_ranks
+                if not is_last:
+                    self.accelerator.backward(difference)
+                    difference = difference.detach()
+            total = total + difference
+        return total
+
+    def _scaled(self, loss: Tensor, outputs: Any) -> Tensor:
+        """Undo the mean over ranks that data parallelism takes of gradients, and add a mixture of experts' own loss."""
+        loss = loss * self._num_ranks
+        if self.aux_loss_enabled:
+            loss = loss + self.router_aux_loss_coef * outputs.aux_loss / self.current_gradient_accumulation_steps
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the curves to what the base class logs."""
+        if self.model.training:
+            logs.update(self.curves.flush_steps(self._sum_over_ranks, self.has_groups))
+            if self.objective.needs_worst_group(1.0) and self.args.gradient_accumulation_steps > 1:
+                logs["redone_steps"] = self.redone.num_redone_steps
+        else:
+            logs.update(self.curves.flush_evaluation(self._sum_over_ranks, self._lambda(), self.has_groups))
+        super().log(logs, start_time)
+
+
+def _arm_gradient_exchange(model: Any, loss: Tensor) -> None:
+    """Make the coming backward pass exchange gradients although its forward pass ran without (DDP only).
+
+    What DDP's own forward pass does at its end; accelerate's `trigger_sync_in_backward` does the same. FSDP reads its
+    switch in the backward pass, where `no_sync` is over.
+    """
+    model = getattr(model, "_orig_mod", model)  # torch.compile wraps the wrapper
+    if isinstance(model, torch.nn.parallel.DistributedDataParallel):
+        model.reducer.prepare_for_backward([loss] if model.find_unused_parameters else [])

@@ -1,0 +1,68 @@
+"""What is about to be trained on, said before the first step.
+
+What enters: the data report and the settings. What leaves: plain lines.
+"""
+
+from train.data.loading import DataReport, GroupPlan
+from train.settings.config import GOConfig
+
+
+def preflight_lines(report: DataReport, plan: GroupPlan, args: GOConfig, num_ranks: int) -> list[str]:
+    """Return the preflight report, a line each."""
+    rows = [("documents", _documents(report)), ("supervised tokens", f"{report.supervised_tokens:,}")]
+    if plan.column is None:
+        rows.append(("groups", "none: the shards do not say which column, so only loss and loss_all are logged"))
+    else:
+        rows += _groups(report, plan, args)
+    rows.append(("truncated", f"{report.truncated:,} documents by the annotation, {report.truncated_here:,} here"))
+    rows += _objective(args, num_ranks)
+    width = max(len(name) for name, _ in rows)
+    return ["before the first step", *(f"  {name:<{width}}  {value}" for name, value in rows)]
+
+
+def _documents(report: DataReport) -> str:
+    text = f"{report.documents:,}"
+    if report.held_out:
+        text += f", and {report.held_out:,} held out"
+    if report.dropped:
+        text += f"; {report.dropped:,} left out for want of a supervised token"
+    return text
+
+
+def _groups(report: DataReport, plan: GroupPlan, args: GOConfig) -> list[tuple[str, str]]:
+    share = (report.important_tokens or 0) / max(report.supervised_tokens, 1)
+    low, first, median, third, high = report.share_quartiles or [0.0] * 5
+    how = f"column {plan.column}, eta {plan.eta:g}"
+    if plan.dynamic:
+        how += f", excess loss at each step, rank rule per {args.resolved_select_over}"
+    elif plan.ties == "rank":
+        how += ", rank rule"
+    if args.objective == "sft":
+        how += "; for the curves only, the objective is sft"
+    return [
+        ("groups", how),
+        ("important share", f"{share:.1%} of the supervised tokens"),
+        ("  over documents", f"min {low:.1%}, quartiles {first:.1%} / {median:.1%} / {third:.1%}, max {high:.1%}"),
+        (
+            "  empty groups",
+            f"{report.empty_important:,} documents without important tokens, "
+            f"{report.empty_unimportant:,} without unimportant ones",
+        ),
+    ]
+
+
+def _objective(args: GOConfig, num_ranks: int) -> list[tuple[str, str]]:
+    sequences = args.per_device_train_batch_size * args.gradient_accumulation_steps * num_ranks
+    step = (
+        f"{args.per_device_train_batch_size} × {args.gradient_accumulation_steps} accumulated × {num_ranks} processes"
+    )
+    rows = [("step", f"{step} = {sequences} {'packed rows' if args.packing else 'documents'}")]
+    if args.objective == "go":
+        largest, smallest = args.resolved_lambda_max, args.resolved_lambda_min
+        decay = f"{largest:g}, constant" if largest == smallest else f"{largest:g} decaying to {smallest:g}"
+        rows.append(("objective", f"go, lambda {decay}"))
+        over = "each document, averaged" if args.resolved_worst_over == "sample" else "all tokens of the optimizer step"
+        rows.append(("maximum taken over", over))
+    else:
+        rows.append(("objective", args.objective))
+    return rows
