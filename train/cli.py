@@ -5,6 +5,8 @@ train presets [show <name>]        the paper's recipes
 """
 
 import dataclasses
+import difflib
+import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -13,17 +15,25 @@ from typing import get_args, get_origin
 from common.errors import UserError
 from train.settings.flags import ObjectiveSettings, RunSettings
 
+# name: its line of help, and the function that takes the words after it and returns an exit status
+COMMANDS = {
+    "run": (
+        "train: `train run --shards <dir> --model <id, directory or tiny> --objective go`",
+        "train.cli:run_command",
+    ),
+    "presets": ("the paper's recipes: `train presets`, `train presets show <name>`", "train.cli:presets_command"),
+}
+
 USAGE = """usage: train <command> [flags]
 
 Fine-tune a language model from the shards that `annotate run` makes.
 
 commands:
-  run       train: `train run --shards <dir> --model <id, directory or tiny> --objective go`
-  presets   the paper's recipes: `train presets`, `train presets show <name>`,
-            `train run --preset <name> --shards <dir>`
+{commands}
 
 `train run --help` lists the flags of this project; `train run --help-all` adds every flag of TRL's SFTConfig and
-ModelConfig, all of which work under their own names, on the command line or in a YAML file given with --config."""
+ModelConfig, all of which work under their own names, on the command line or in a YAML file given with --config.
+Every other command has its own --help."""
 
 PRESETS_USAGE = """usage: train presets [show <name>]
 
@@ -55,17 +65,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def dispatch(words: list[str]) -> int:
     """Run one command and return its exit status."""
     if not words or words[0] in ("-h", "--help", "help"):
-        print(USAGE)
+        print(USAGE.format(commands="\n".join(f"  {name:<9} {text}" for name, (text, _) in COMMANDS.items())))
         return 0 if words else 1
     command, rest = words[0], words[1:]
-    if command == "run":
-        return _run(rest)
-    if command == "presets":
-        return _presets(rest)
-    raise UserError(f"unknown command {command!r}; expected: run or presets. `train --help` says more.")
+    if command not in COMMANDS:
+        near = difflib.get_close_matches(command, COMMANDS, 1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise UserError(
+            f"unknown command {command!r}; expected: {', '.join(COMMANDS)}.{hint} `train --help` says more."
+        )
+    module, function = COMMANDS[command][1].split(":")
+    return getattr(importlib.import_module(module), function)(rest)
 
 
-def _presets(rest: list[str]) -> int:
+def presets_command(rest: list[str]) -> int:
+    """Show the presets."""
     from train.settings.recipes import preset_table, preset_text
 
     if rest in (["-h"], ["--help"]):
@@ -79,7 +93,8 @@ def _presets(rest: list[str]) -> int:
     return 0
 
 
-def _run(rest: list[str]) -> int:
+def run_command(rest: list[str]) -> int:
+    """Train."""
     if "-h" in rest or "--help" in rest:
         print(run_help())
         return 0
