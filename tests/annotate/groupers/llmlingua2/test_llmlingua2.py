@@ -19,8 +19,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from annotate.groupers import grouper_class, llmlingua2
+from annotate.groupers import grouper_class
 from annotate.groupers.base import GrouperOptions
+from annotate.groupers.llmlingua2 import grouper as llmlingua2
 from annotate.tokens.batch import TokenBatch
 from annotate.tokens.target import TargetTokenizer
 from annotate.tokens.templates import Segment
