@@ -1,8 +1,10 @@
-"""Files that are either whole or absent, and their checksums."""
+"""Files of this machine that are either whole or absent, and their checksums. `common.storage` has URLs as well."""
 
 import hashlib
 import json
 import os
+import re
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,18 +12,33 @@ from typing import Any
 
 from common.errors import UserError
 
+TEMPORARY = re.compile(r"\..*\.tmp")  # dead writers may leave such names
+
+
+def is_temporary(name: str) -> bool:
+    """Tell whether a file's name is one that `atomic_path` gives while it writes."""
+    return TEMPORARY.fullmatch(name) is not None
+
+
+@contextmanager
+def fill_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`, which no other process uses, and remove it at the end."""
+    # By chance and not by process number: nodes of a cluster that share a disk have equal ones.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    try:
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is flushed to disk and renamed to `path`, else removed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with fill_file(path) as temporary:
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,9 +1,12 @@
 """Fixtures that several packages' tests share. No test needs the network."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.stores import BUCKET, environment_of, s3_server
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -32,3 +35,16 @@ def sample_tokenizer() -> Path:
 def sample_records() -> Path:
     """The shipped records."""
     return ROOT / "annotate" / "sample" / "records.jsonl"
+
+
+@pytest.fixture(scope="session")
+def s3_environment() -> Iterator[dict[str, str]]:
+    """A real S3 server process, started for the tests that ask; the variables that lead there are set."""
+    with s3_server() as values, environment_of(values):
+        yield values
+
+
+@pytest.fixture
+def s3(s3_environment: dict[str, str], request: pytest.FixtureRequest) -> str:
+    """A URL on the server that only this test uses."""
+    return f"s3://{BUCKET}/{request.node.name.replace('[', '-').rstrip(']')}"
