@@ -19,6 +19,7 @@ from common.errors import UserError, raise_together
 from common.manifest import manifest_hash
 from common.shards import ShardDirectory
 from train.data.loading import TrainingData, load_data, open_shards, plan_groups
+from train.data.yardsticks import plan_yardsticks
 from train.loop.memory import keep_freed_memory
 from train.loop.models import CHECKPOINTING_FROM, load_model, load_tokenizer
 from train.loop.resume import checkpoints, find_checkpoint, is_complete, open_checkpoint
@@ -42,13 +43,17 @@ def run(configuration: Configuration) -> Path:
     disable_progress_bars()
     shards = open_shards(settings.shards or [])
     plan = plan_groups(shards, settings.grouper, args)
+    if settings.permute_groups:
+        plan = dataclasses.replace(plan, permute_seed=args.seed)
+    eval_eta = args.eta if settings.eval_eta is None else settings.eval_eta
+    yardsticks = plan_yardsticks(shards, settings.eval_groupers, eval_eta, args.resolved_ties)
     tokenizer = load_tokenizer(settings.model, shards[0], args, model_args)
     output, checkpoint = _output_dir(configuration, plan.column, shards[0].path.name)
     args.output_dir = str(output)
     _check_length(args, shards)
     args.max_length = args.max_length or max(s.manifest.max_length for s in shards)
     with args.main_process_first(desc="data"):
-        data = load_data(shards, plan, args.max_length, settings.eval_fraction, args.seed, output / CACHE_NAME)
+        data = load_data(shards, plan, args.max_length, settings.eval_fraction, settings.eval_seed, output / CACHE_NAME)
         data = _packed(data, args)
     if args.device.type == "cpu":
         keep_freed_memory()
@@ -88,6 +93,9 @@ def run(configuration: Configuration) -> Path:
             "command": command_line(),
             **recorded,
             "data": {"column": plan.column, "dynamic_groups": plan.dynamic, **dataclasses.asdict(data.report)},
+            "yardsticks": dataclasses.asdict(yardsticks) if data.report.held_out else None,
+            "point": settings.point,
+            "seed": args.seed,
             "steps": trainer.state.global_step,
             "redone": dataclasses.asdict(trainer.redone),
             "final_metrics": final_metrics(history),
@@ -162,6 +170,8 @@ def _origin(
         "shards": [manifest_hash(directory.path) for directory in shards],
         "column": plan.column,
         "eval_fraction": settings.eval_fraction,
+        "eval_seed": settings.eval_seed,
+        "permute_groups": settings.permute_groups,
         "rows": len(data.train),
     }
 

@@ -29,14 +29,16 @@ def make_config(output: Path, **changes) -> GOConfig:
     return GOConfig(output_dir=str(output), **{**QUIET, **changes})
 
 
-def make_trainer(shards: Path | str, tokenizer, output: Path, model=None, eval_fraction=0.0, grouper=None, **changes):
+def make_trainer(
+    shards: Path | str, tokenizer, output: Path, model=None, eval_fraction=0.0, grouper=None, eval_seed=0, **changes
+):
     """Return a trainer over a shard directory."""
     args = make_config(output, **changes)
     opened = open_shards([str(shards)])
     plan = plan_groups(opened, grouper, args)
     length = args.max_length or opened[0].manifest.max_length
     with args.main_process_first(desc="data"):
-        data = load_data(opened, plan, length, eval_fraction, args.seed, output / ".data")
+        data = load_data(opened, plan, length, eval_fraction, eval_seed, output / ".data")
     if model is None:
         model = make_model(tokenizer)
     trainer = GOTrainer(model, args, data.train, data.eval, processing_class=tokenizer)

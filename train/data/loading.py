@@ -1,8 +1,8 @@
 """From shards to the trainer's data: groups are made here, at load time, so eta never needs a second annotation.
 
 What enters: complete shard directories, the score column, eta. What leaves: memory-mapped Arrow data sets with one row
-a document (`input_ids`, `supervised`, and `important` or `reference_loss`), split by seed, and a `DataReport`. Next:
-`collate.py` makes batches of them, `preflight.py` prints the report.
+a document (`input_ids`, `supervised`, and `important` or `reference_loss`), split by `--eval_seed`, and a `DataReport`.
+Next: `collate.py` makes batches of them, `preflight.py` prints the report.
 """
 
 import dataclasses
@@ -22,6 +22,7 @@ from common.files import atomic_path, read_json, write_json
 from common.manifest import manifest_hash
 from common.shards import ShardDirectory
 from common.thresholds import Ties, important_tokens, num_important
+from train.data.permutation import permute_groups, random_reference_losses
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -38,6 +39,7 @@ class GroupPlan:
     dynamic: bool  # groups are made at each step from the excess loss against the column
     eta: float
     ties: Ties
+    permute_seed: int | None = None  # of the control, in which each training document's groups are dealt out by chance
 
 
 @dataclass(frozen=True)
@@ -133,21 +135,22 @@ def load_data(
     plan: GroupPlan,
     max_length: int,
     eval_fraction: float,
-    seed: int,
+    eval_seed: int,
     cache: Path,
 ) -> TrainingData:
     """Return the training and held-out data; the Arrow files go into `cache` and are found there again.
 
-    The held-out documents depend on the number of documents, `eval_fraction` and `seed` alone.
+    The held-out documents depend on the number of documents, `eval_fraction` and `eval_seed` alone. Their groups are
+    never permuted, so that a control is measured by the groups of the run that it belongs to.
     """
     from datasets import Dataset
 
-    key = _cache_key(shards, plan, max_length, eval_fraction, seed)
+    key = _cache_key(shards, plan, max_length, eval_fraction, eval_seed)
     files = {part: cache / f"{part}-{key}.arrow" for part in ("train", "eval")}
     report_file = cache / f"report-{key}.json"
     if not report_file.is_file():
         cache.mkdir(parents=True, exist_ok=True)
-        report = _write_parts(shards, plan, max_length, eval_fraction, seed, files)
+        report = _write_parts(shards, plan, max_length, eval_fraction, eval_seed, files)
         write_json(report_file, dataclasses.asdict(report))  # last: it makes the other two complete
     report = DataReport(**read_json(report_file))
     if report.documents == 0:
@@ -169,13 +172,10 @@ def _write_parts(
     plan: GroupPlan,
     max_length: int,
     eval_fraction: float,
-    seed: int,
+    eval_seed: int,
     files: dict[str, Path],
 ) -> DataReport:
-    num_documents = sum(s.manifest.counts.documents for s in shards)
-    num_held_out = round(num_documents * eval_fraction)
-    held_out = np.zeros(num_documents, dtype=bool)
-    held_out[np.random.default_rng(seed).permutation(num_documents)[:num_held_out]] = True
+    held_out = choose_held_out(sum(s.manifest.counts.documents for s in shards), eval_fraction, eval_seed)
     tallies: list[np.ndarray] = []
     dropped = truncated_here = held = start = 0
     with atomic_path(files["train"]) as train, atomic_path(files["eval"]) as evaluation:
@@ -186,7 +186,7 @@ def _write_parts(
             pa.ipc.new_stream(train_file, schema) as train_stream,
             pa.ipc.new_stream(eval_file, schema) as eval_stream,
         ):
-            for shard in _documents(shards, plan, max_length):
+            for shard in _documents(shards, plan, max_length, held_out):
                 out = held_out[start : start + len(shard.kept)]
                 start += len(shard.kept)
                 train_stream.write_table(shard.table.filter(pa.array(shard.kept & ~out)))
@@ -200,6 +200,14 @@ def _write_parts(
     tally = np.concatenate(tallies) if tallies else np.zeros((0, 2), dtype=np.int64)
     truncated = sum(s.manifest.counts.truncated for s in shards)
     return _report(tally, plan, held, dropped, truncated, truncated_here)
+
+
+def choose_held_out(num_documents: int, eval_fraction: float, eval_seed: int) -> np.ndarray:
+    """Return which documents are held out, bool [num_documents], in the order of the shards."""
+    held_out = np.zeros(num_documents, dtype=bool)
+    chosen = np.random.default_rng(eval_seed).permutation(num_documents)[: round(num_documents * eval_fraction)]
+    held_out[chosen] = True
+    return held_out
 
 
 def _report(
@@ -235,14 +243,19 @@ class _Shard(NamedTuple):
     truncated: int
 
 
-def _documents(shards: Sequence[ShardDirectory], plan: GroupPlan, max_length: int) -> Iterator[_Shard]:
+def _documents(
+    shards: Sequence[ShardDirectory], plan: GroupPlan, max_length: int, held_out: np.ndarray
+) -> Iterator[_Shard]:
     columns = ["document_id", "input_ids", "supervised", *([plan.column] if plan.column else [])]
+    start = 0
     for directory in shards:
         for table in directory.tables(columns):
-            yield _group(table, plan, max_length, directory.path)
+            rows = slice(start, start + table.num_rows)
+            start = rows.stop
+            yield _group(table, plan, max_length, held_out[rows], directory.path)
 
 
-def _group(table: pa.Table, plan: GroupPlan, max_length: int, source: Path) -> _Shard:
+def _group(table: pa.Table, plan: GroupPlan, max_length: int, held_out: np.ndarray, source: Path) -> _Shard:
     """Cut documents at `max_length` and split their tokens into groups, one shard at a time."""
     lists = {name: table[name].combine_chunks() for name in table.column_names if name != "document_id"}
     offsets = lists["input_ids"].offsets.to_numpy().astype(np.int64)
@@ -281,6 +294,10 @@ def _group(table: pa.Table, plan: GroupPlan, max_length: int, source: Path) -> _
                 ).important
             arrays[IMPORTANT] = important
             num_in_group = _sum_lists(important & predicted, offsets)
+        if plan.permute_seed is not None:
+            name, permute = (REFERENCE_LOSS, random_reference_losses) if plan.dynamic else (IMPORTANT, permute_groups)
+            dealt = predicted & ~np.repeat(held_out, lengths)
+            arrays[name] = permute(arrays[name], dealt, offsets, table["document_id"].to_pylist(), plan.permute_seed)
     schema = _schema(plan)
     columns = [
         pa.ListArray.from_arrays(offsets.astype(np.int32), pa.array(arrays[f.name], f.type.value_type)) for f in schema

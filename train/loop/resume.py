@@ -138,7 +138,10 @@ class ResumableTrainer(SFTTrainer):
         return super().train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint), **keywords)
 
     def _compare(self, checkpoint: Path) -> None:
-        found = changes(self.continued["settings"], self.settings) + changes(self.continued["origin"], self.origin)
+        settings, origin = self.continued["settings"], self.continued["origin"]
+        if origin.get("eval_fraction") and "eval_seed" not in origin:  # a checkpoint of when --seed chose held-out ones
+            origin = {**origin, "eval_seed": settings["seed"]}
+        found = changes(settings, self.settings) + changes(origin, self.origin)
         if found:
             raise UserError(
                 f"--resume_from_checkpoint {checkpoint}: this run differs from the one that is to be continued: "

@@ -37,6 +37,8 @@ def _groups(report: DataReport, plan: GroupPlan, args: GOConfig) -> list[tuple[s
         how += f", excess loss at each step, rank rule per {args.resolved_select_over}"
     elif plan.ties == "rank":
         how += ", rank rule"
+    if plan.permute_seed is not None:
+        how += "; permuted within each document: the control"
     if args.objective == "sft":
         how += "; for the curves only, the objective is sft"
     return [

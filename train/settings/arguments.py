@@ -35,7 +35,8 @@ def gather(arguments: Sequence[str], num_processes: int) -> Said:
     Raises:
         UserError: a file or preset that cannot be read, or a step that cannot be split as asked.
     """
-    words = _with_value(join_repeated(list(arguments), "--shards"), RESUME, "true")
+    words = join_repeated(join_repeated(list(arguments), "--shards"), "--eval_groupers")
+    words = _with_value(words, RESUME, "true")
     path, words = _take(words, "--config")
     preset, words = _take(words, "--preset")
     file = _read_file(path) if path else {}

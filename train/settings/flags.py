@@ -54,8 +54,46 @@ class RunSettings:
     eval_fraction: float = field(
         default=0.0,
         metadata={
-            "help": "The share of documents held out for evaluation, in [0, 1), chosen by --seed. Evaluated after "
-            "each epoch unless --eval_strategy says otherwise."
+            "help": "The share of documents held out for evaluation, in [0, 1), chosen by --eval_seed. Evaluated after "
+            "each epoch unless --eval_strategy says otherwise. At the end, eval_documents.parquet holds each held-out "
+            "document's loss, by the groups of --eval_groupers."
+        },
+    )
+    eval_seed: int = field(
+        default=0,
+        metadata={
+            "help": "Chooses the held-out documents, where --seed does not: runs of several seeds are asked the same "
+            "questions, and can be compared document by document."
+        },
+    )
+    eval_groupers: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "The score columns by whose groups each held-out document's loss is kept, whichever the run trains "
+            "on. Default: every importance column of the shards. Needs --eval_fraction."
+        },
+    )
+    eval_eta: float | None = field(
+        default=None,
+        metadata={
+            "help": "The eta of the groups of --eval_groupers. Default: --eta. Runs of several etas are compared by "
+            "groups only if all are given the same."
+        },
+    )
+    permute_groups: bool = field(
+        default=False,
+        metadata={
+            "help": "The control of a run with groups: each training document's groups are dealt out anew among its "
+            "tokens, by --seed and the document's id, so that every document keeps its number of important tokens and "
+            "chance says which. Groups of an excess loss select as many tokens, by chance. Held-out documents keep the "
+            "grouper's groups."
+        },
+    )
+    point: str | None = field(
+        default=None,
+        metadata={
+            "help": "A name for the run's settings without the seed, kept in run.json: runs of one point are compared "
+            "as its repetitions. `train sweep` sets it."
         },
     )
     workers: int | None = field(

@@ -45,6 +45,7 @@ NEEDS_HELD_OUT = (
     "metric_for_best_model",
     "greater_is_better",
 )
+NEEDS_HELD_OUT_HERE = ("eval_seed", "eval_groupers", "eval_eta")  # the same, of this project's own settings
 OF_LORA = tuple(
     field.name
     for field in dataclasses.fields(ModelConfig)
@@ -73,9 +74,16 @@ def flag_problems(run: RunSettings, args: Any, model: ModelConfig, given: Collec
     elif not run.eval_fraction:
         found += [
             f"--{name}: nothing is held out for evaluation; add --eval_fraction, or remove the flag."
-            for name in NEEDS_HELD_OUT
-            if name in given and getattr(args, name) != _default(args, name) and not _is_no(getattr(args, name))
+            for holder, names in ((args, NEEDS_HELD_OUT), (run, NEEDS_HELD_OUT_HERE))
+            for name in names
+            if name in given and _is_set(holder, name) and (holder is run or not _is_no(getattr(holder, name)))
         ]
+    if run.eval_seed < 0:
+        found.append(f"--eval_seed: expected a whole number of at least 0, found {run.eval_seed}.")
+    if run.eval_eta is not None and not 0.0 <= run.eval_eta < 1.0:
+        found.append(f"--eval_eta: expected a share in [0, 1), as --eta, found {run.eval_eta}.")
+    if run.permute_groups and args.objective == "sft":
+        found.append("--permute_groups: objective sft reads no groups, so it is its own control; remove the flag.")
     if run.model and model.model_name_or_path and run.model != model.model_name_or_path:
         found.append(f"--model {run.model} and --model_name_or_path {model.model_name_or_path} differ: give one.")
     if run.model == "tiny" or not (run.model or model.model_name_or_path):

@@ -179,3 +179,33 @@ class TestHonoured:
             split = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "neftune_noise_alpha": 20.0}
             results.append(parameters(self.train(place, tokenizer, tmp_path / str(guess), **split)))
         torch.testing.assert_close(results[0], results[1], atol=1e-5, rtol=0)
+
+
+class TestHeldOut:
+    @pytest.mark.parametrize(
+        "words",
+        [
+            ("--eval_seed", "1"),
+            ("--eval_groupers", "first"),
+            ("--eval_eta", "0.0"),
+        ],
+    )
+    def test_without_held_out_documents_its_settings_are_refused(self, words):
+        with pytest.raises(UserError, match=f"{words[0]}: nothing is held out"):
+            said(*words)
+
+    @pytest.mark.parametrize(
+        ("words", "expected"),
+        [
+            (("--eval_seed", "-1"), "--eval_seed"),
+            (("--eval_eta", "1.0"), "--eval_eta"),
+            (("--permute_groups", "--objective", "sft"), "--permute_groups"),
+        ],
+    )
+    def test_values_out_of_range_are_refused(self, words, expected):
+        with pytest.raises(UserError, match=expected):
+            said("--eval_fraction", "0.5", *words)
+
+    def test_a_repeated_flag_adds_columns(self):
+        words = ("--eval_groupers", "first", "--eval_fraction", "0.5", "--eval_groupers", "second", "third")
+        assert said(*words).run.eval_groupers == ["first", "second", "third"]
