@@ -18,8 +18,10 @@ from trl import get_peft_config, pack_dataset
 from common.errors import UserError, raise_together
 from common.manifest import manifest_hash
 from common.shards import ShardDirectory
+from train.data.held_out import DOCUMENTS_NAME, evaluation_facts, load_held_out
 from train.data.loading import TrainingData, load_data, open_shards, plan_groups
 from train.data.yardsticks import plan_yardsticks
+from train.loop.held_out import held_out_losses
 from train.loop.memory import keep_freed_memory
 from train.loop.models import CHECKPOINTING_FROM, load_model, load_tokenizer
 from train.loop.resume import checkpoints, find_checkpoint, is_complete, open_checkpoint
@@ -54,6 +56,11 @@ def run(configuration: Configuration) -> Path:
     args.max_length = args.max_length or max(s.manifest.max_length for s in shards)
     with args.main_process_first(desc="data"):
         data = load_data(shards, plan, args.max_length, settings.eval_fraction, settings.eval_seed, output / CACHE_NAME)
+        held_out = None
+        if data.eval is not None:
+            chosen = (args.max_length, settings.eval_fraction, settings.eval_seed, output / CACHE_NAME)
+            held_out = load_held_out(shards, yardsticks, *chosen)
+            data = data._replace(eval=held_out.numbered(data.eval))
         data = _packed(data, args)
     if args.device.type == "cpu":
         keep_freed_memory()
@@ -86,6 +93,7 @@ def run(configuration: Configuration) -> Path:
         print("\n".join(_beginning(configuration, checkpoint)), flush=True)
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     trainer.save_model(str(output))
+    losses = held_out_losses(trainer, held_out) if held_out else None
     trainer.save_state()
     if main:
         history = trainer.state.log_history
@@ -93,7 +101,8 @@ def run(configuration: Configuration) -> Path:
             "command": command_line(),
             **recorded,
             "data": {"column": plan.column, "dynamic_groups": plan.dynamic, **dataclasses.asdict(data.report)},
-            "yardsticks": dataclasses.asdict(yardsticks) if data.report.held_out else None,
+            "yardsticks": dataclasses.asdict(yardsticks) if held_out else None,
+            "eval_hash": held_out.eval_hash() if held_out else None,
             "point": settings.point,
             "seed": args.seed,
             "steps": trainer.state.global_step,
@@ -101,6 +110,9 @@ def run(configuration: Configuration) -> Path:
             "final_metrics": final_metrics(history),
         }
         title = f"{args.objective}, {plan.column or 'no groups'}" + (f", eta {plan.eta:g}" if plan.column else "")
+        if held_out:
+            facts = evaluation_facts(settings.model, settings.eval_seed, settings.eval_fraction, shards)
+            held_out.write(output / DOCUMENTS_NAME, losses, **facts)
         drawn = draw_curves(output / CURVES_NAME, history, title)
         write_run(output / RUN_NAME, content, shards, device_name())
         shutil.rmtree(output / CACHE_NAME, ignore_errors=True)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from common.thresholds import num_important
+from train.data.held_out import TOKEN_NUMBER
 from train.data.loading import IMPORTANT, REFERENCE_LOSS
 from train.objectives.rho1 import select_top
 from train.objectives.tokens import Counts, Tokens
@@ -23,7 +24,7 @@ DOCUMENT = "document"
 NUM_DOCUMENTS = "num_documents"
 NUM_SELECTED = "num_selected"
 COUNTS = "counts"
-EXTRA_KEYS = (IMPORTANT, REFERENCE_LOSS, DOCUMENT, NUM_DOCUMENTS, NUM_SELECTED, COUNTS)
+EXTRA_KEYS = (IMPORTANT, REFERENCE_LOSS, TOKEN_NUMBER, DOCUMENT, NUM_DOCUMENTS, NUM_SELECTED, COUNTS)
 
 
 class GroupCollator:
@@ -58,6 +59,8 @@ class GroupCollator:
             of = sizes if self.select_over == "document" else sizes.sum()[None]
             batch[NUM_SELECTED] = torch.tensor([num_important(self.eta, int(n)) for n in of])
             num_in_group = int(batch[NUM_SELECTED].sum())
+        if TOKEN_NUMBER in examples[0]:
+            batch[TOKEN_NUMBER] = self._spread(examples, TOKEN_NUMBER, labels)
         batch[DOCUMENT], batch[NUM_DOCUMENTS] = document, num_documents
         batch[COUNTS] = tuple(Counts(int(sizes.sum()), num_in_group, int((sizes > 0).sum())))
         return batch

@@ -18,9 +18,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 
 from common.errors import UserError, raise_together
 from train.data.collate import COUNTS, EXTRA_KEYS, IGNORED_LABEL, GroupCollator, with_groups
+from train.data.held_out import TOKEN_NUMBER
 from train.data.loading import IMPORTANT, REFERENCE_LOSS
 from train.data.sampler import FilledDataset, filled_order
 from train.loop.expected_loss import TokenLosses
+from train.loop.held_out import HeldOutLosses
 from train.loop.isolation import check_isolation
 from train.loop.resume import ResumableTrainer
 from train.loop.step import Redone, Step, begin_step, random_state, replayed, wrong_batches
@@ -102,6 +104,7 @@ class GOTrainer(ResumableTrainer):
         self.redone = Redone()
         self.token_losses = TokenLosses(self.model.get_input_embeddings().num_embeddings, self.args.device)
         self.curves = Curves(self.objective)
+        self.held_out = HeldOutLosses()
         self._step: Step | None = None
 
     def _deepspeed_problems(self) -> list[str]:
@@ -124,7 +127,7 @@ class GOTrainer(ResumableTrainer):
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
         self._signature_columns = list(
-            dict.fromkeys([*self._signature_columns, "supervised", IMPORTANT, REFERENCE_LOSS])
+            dict.fromkeys([*self._signature_columns, "supervised", IMPORTANT, REFERENCE_LOSS, TOKEN_NUMBER])
         )
 
     def _get_dataloader(
@@ -174,7 +177,10 @@ class GOTrainer(ResumableTrainer):
         extra = {key: inputs.pop(key, None) for key in EXTRA_KEYS}
         if not self.model.training:
             result, outputs = self._forward(model, inputs, return_outputs, num_items_in_batch)
-            sums = sum_losses(self._tokens(outputs, extra), self.objective.needs_document_sums)
+            tokens = self._tokens(outputs, extra)
+            if extra.get(TOKEN_NUMBER) is not None:
+                self.held_out.add(self.state.global_step, extra[TOKEN_NUMBER], tokens.loss, tokens.supervised)
+            sums = sum_losses(tokens, self.objective.needs_document_sums)
             self.curves.add_evaluation(sums, Counts(*extra[COUNTS]))
             return result
         loss = self._step_loss(model, inputs, extra, num_items_in_batch)
@@ -275,6 +281,11 @@ class GOTrainer(ResumableTrainer):
         if self.aux_loss_enabled:
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss / self.current_gradient_accumulation_steps
         return loss
+
+    def forget_evaluation(self) -> None:
+        """Drop what an evaluation has left for its log line."""
+        self.curves.flush_evaluation(lambda values: values, 0.0, self.has_groups)
+        self._metrics["eval"].clear()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the curves to what the base class logs."""
