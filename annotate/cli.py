@@ -303,6 +303,40 @@ def serve(
         Optional[float],  # noqa: UP045
         typer.Option(help="How long a batch waits for company.", rich_help_panel=LIMITS),
     ] = None,
+    idle_timeout_s: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="How long a connection may wait before a request begins.", rich_help_panel=LIMITS),
+    ] = None,
+    read_timeout_s: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="How long a request may take to arrive.", rich_help_panel=LIMITS),
+    ] = None,
+    write_timeout_s: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="How long a client may take to read its answer.", rich_help_panel=LIMITS),
+    ] = None,
+    max_connections: Annotated[
+        OptionalInt,
+        typer.Option(
+            help="Open connections; the one that has waited longest makes room for another.", rich_help_panel=LIMITS
+        ),
+    ] = None,
+    max_header_bytes: Annotated[
+        OptionalInt, typer.Option(help="Bytes of a request's headers.", rich_help_panel=LIMITS)
+    ] = None,
+    metrics_port: Annotated[
+        OptionalInt,
+        typer.Option(help="A second port with /metrics, without the key; by default there is none."),
+    ] = None,
+    metrics_host: Annotated[OptionalStr, typer.Option(help="Its address. Default: 127.0.0.1.")] = None,
+    allow_pickle: Annotated[
+        bool,
+        typer.Option(
+            "--allow-pickle",
+            help="Also load models whose weights are not in safetensors files. Such a file can run programs.",
+            rich_help_panel=SCORES,
+        ),
+    ] = False,
     drain_s: Annotated[
         Optional[float],  # noqa: UP045
         typer.Option(help="How long SIGTERM waits for what was taken.", rich_help_panel=LIMITS),
@@ -321,7 +355,10 @@ def serve(
 
         annotate serve --state shards --compressor-model path/to/compressor --port 8080
     """
-    settings = {name: value for name, value in locals().items() if name not in ("host", "port") and value is not None}
+    given = dict(locals())
+    settings = {
+        name: value for name, value in given.items() if name not in ("host", "port") and value not in (None, False)
+    }
     for name, value in settings.items():
         joined = os.pathsep.join(value) if isinstance(value, list) else str(value)
         variable = "SFT_GO_GROUPERS" if name == "grouper" else f"SFT_GO_{name.upper()}"
@@ -342,6 +379,8 @@ def serve(
         port=port,
         log_config=None,
         access_log=False,
+        http="services.connections:Connection",
+        ws="none",
         timeout_graceful_shutdown=int(drain) + 1,
     )
 

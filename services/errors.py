@@ -12,24 +12,30 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 STATUSES = {
+    "bad_request": 400,
     "unauthorized": 401,
     "not_found": 404,
     "method_not_allowed": 405,
+    "timeout": 408,
     "too_large": 413,
     "unsupported_media_type": 415,
     "invalid_input": 422,
     "overloaded": 429,
+    "headers_too_large": 431,
     "internal": 500,
     "not_ready": 503,
 }
 MEANINGS = {
+    400: "What was sent is no HTTP request.",
     401: "An API key is set and the request lacks it.",
     404: "There is no such path.",
     405: "The path does not take this method.",
+    408: "The request was not complete in time.",
     413: "The request is over a limit of this server: body, inputs, characters or tokens.",
     415: "The body is not JSON in UTF-8.",
     422: "The request or one of its inputs is wrong.",
-    429: "The queue is full. Try again later.",
+    429: "The queue is full, or all connections are busy. Try again later.",
+    431: "The headers are over the limit of this server.",
     500: "A bug, or a model that failed on this request.",
     503: "The grouper is not loaded yet, or has failed.",
 }

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from services.connections import MARK
 from services.errors import ApiError, error_response
 from services.logs import LOGGER, failure, log
 from services.metrics import Metrics
@@ -95,6 +96,7 @@ class Observer:
         self.app = app
         self.metrics = metrics
         self.start, self.number = uuid.uuid4().hex[:8], itertools.count(1)  # of request ids
+        self.is_limited = True  # until a request says otherwise
         self.paths = paths  # others are counted as "other", so that nobody can make new metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -103,6 +105,9 @@ class Observer:
             await self.app(scope, receive, send)
             return
         started = time.monotonic()
+        if self.is_limited and MARK not in scope.get("extensions", {}):
+            self.is_limited = False
+            log("connections_not_limited", 30, text="add --http services.connections:Connection to uvicorn's flags")
         request_id = f"{self.start}-{next(self.number)}"
         status = 0
 

@@ -43,6 +43,13 @@ class Metrics:
         self.batch_seconds = Histogram(
             "sft_go_batch_seconds", "Time to score a batch.", ["grouper"], buckets=SECONDS, registry=self.registry
         )
+        self.connections = Gauge("sft_go_connections", "Open connections.", registry=self.registry)
+        self.closed = Counter(
+            "sft_go_connections_closed",
+            "Connections that the server closed, by a timeout or a limit.",
+            ["reason"],
+            registry=self.registry,
+        )
         self.tokens = Counter("sft_go_tokens", "Target tokens scored.", ["grouper"], registry=self.registry)
         self.abandoned = Counter(
             "sft_go_abandoned_inputs",

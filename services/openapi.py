@@ -21,6 +21,15 @@ SCORE_BODY = {
 }
 
 
+SCORE_LINES = {
+    "content": {
+        "application/x-ndjson": {
+            "schema": {"type": "string", "description": "The same in lines (`services.streaming`), if accepted."}
+        }
+    }
+}
+
+
 def install(app: FastAPI) -> None:
     """Add the schemas that no parameter of a handler names."""
 
@@ -39,7 +48,7 @@ def install(app: FastAPI) -> None:
                 schemas[model.__name__] = own
             schemas["ScoreRequest"]["properties"]["inputs"] = INPUTS_SCHEMA
             schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-            for path in ("/v1/score", "/v1/groupers", "/info"):
+            for path in ("/v1/score", "/v1/groupers", "/info", "/metrics"):
                 for operation in schema["paths"][path].values():
                     operation["security"] = [{}, {"key": []}]  # only where the server has a key
             app.openapi_schema = schema

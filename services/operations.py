@@ -44,7 +44,8 @@ def add_operations(app: FastAPI, settings: Settings, catalog: Catalog, metrics: 
     async def info(request: Request) -> dict[str, Any]:
         """Say what is served, with which limits."""
         require_key(request, settings.api_key)
-        limits = ("max_body_bytes", "max_inputs", "max_input_characters", "max_request_tokens", "max_queue")
+        sizes = ("max_body_bytes", "max_inputs", "max_input_characters", "max_request_tokens", "max_queue")
+        limits = (*sizes, "max_connections", "idle_timeout_s", "read_timeout_s", "write_timeout_s")
         return {
             "name": "sft-go",
             "version": product_version(),
@@ -66,9 +67,10 @@ def add_operations(app: FastAPI, settings: Settings, catalog: Catalog, metrics: 
             },
         }
 
-    @app.get("/metrics", tags=["operations"], response_class=Response)
-    async def show_metrics() -> Response:
-        """Return Prometheus metrics."""
+    @app.get("/metrics", responses=documented(401), tags=["operations"], response_class=Response)
+    async def show_metrics(request: Request) -> Response:
+        """Return Prometheus metrics; under the key, where one is set. `SFT_GO_METRICS_PORT` opens a port without."""
+        require_key(request, settings.api_key)
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     page = page_response()

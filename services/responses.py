@@ -42,7 +42,10 @@ def write_response(
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
 
 
-def _result(request: ScoreRequest, column: Column, document: Document, scored: Scored) -> dict[str, Any]:
+def describe_result(
+    request: ScoreRequest, column: Column, document: Document, scored: Scored
+) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+    """Return what is said of a document as a whole, and of its tokens: lists of equal length, by field."""
     batch = document.batch
     scores = scored.columns[column.name]
     assert batch.spans is not None
@@ -59,10 +62,21 @@ def _result(request: ScoreRequest, column: Column, document: Document, scored: S
         groups = important_tokens(scores, batch.supervised, request.eta, request.ties)
         fields["important"] = groups.important.tolist()
         threshold = None if math.isnan(groups.threshold) else groups.threshold
-    return {
+    described = {
         "text": batch.texts[0],
-        "tokens": [dict(zip(fields, values, strict=True)) for values in zip(*fields.values(), strict=True)],
         "threshold": threshold,
         "num_chunks": scored.num_chunks,
         "truncated": document.truncated,
     }
+    return described, fields
+
+
+def token_rows(fields: dict[str, list[Any]], start: int = 0, end: int | None = None) -> list[dict[str, Any]]:
+    """Return the tokens from `start` to `end`, an object each."""
+    columns = [values[start:end] for values in fields.values()]
+    return [dict(zip(fields, values, strict=True)) for values in zip(*columns, strict=True)]
+
+
+def _result(request: ScoreRequest, column: Column, document: Document, scored: Scored) -> dict[str, Any]:
+    described, fields = describe_result(request, column, document, scored)
+    return {"text": described.pop("text"), "tokens": token_rows(fields), **described}

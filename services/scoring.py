@@ -9,9 +9,9 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 
-from services import openapi
+from services import openapi, streaming
 from services.catalog import Catalog, public_parameters
 from services.errors import ApiError, documented
 from services.http import note, read_body, require_key, until_gone
@@ -35,12 +35,12 @@ def add_scoring(app: FastAPI, settings: Settings, catalog: Catalog) -> None:
     @app.post(
         "/v1/score",
         response_model=ScoreResponse,
-        responses=documented(401, 413, 415, 422, 429, 500, 503),
+        responses={200: openapi.SCORE_LINES, **documented(401, 408, 413, 415, 422, 429, 431, 500, 503)},
         openapi_extra={"requestBody": openapi.SCORE_BODY},
         tags=["scoring"],
     )
     async def score(request: Request) -> Response:
-        """Score the tokens of one or several inputs."""
+        """Score the tokens of one or several inputs; with `Accept: application/x-ndjson`, line by line."""
         require_key(request, settings.api_key)
         body = await read_body(request, settings.max_body_bytes)
         short = len(body) <= SHORT_BODY
@@ -65,6 +65,11 @@ def add_scoring(app: FastAPI, settings: Settings, catalog: Catalog) -> None:
                 f"the inputs have {num_tokens:,} tokens together, at most {settings.max_request_tokens:,} are taken "
                 "(SFT_GO_MAX_REQUEST_TOKENS).",
             )
+        if streaming.is_asked_for(headers.get("accept", "")):
+            jobs = streaming.submit_all(column.worker, documents)
+            note(request, tokens=num_tokens)
+            lines = streaming.write_lines(asked, column, documents, jobs)
+            return StreamingResponse(lines, media_type=streaming.MEDIA_TYPE)
         job = column.worker.submit(documents)
         try:
             scored = await until_gone(request, job.future)

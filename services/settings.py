@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from common.errors import UserError, raise_together
+from services.connections import ConnectionLimits
+from services.metrics import Metrics
 
 PREFIX = "SFT_GO_"
 OTHERS = {"SFT_GO_DATA_HOME"}  # read by `annotate run`
@@ -24,6 +26,10 @@ def _setting(default: Any, check: Callable[[Any], bool] | None = None, expected:
 
 def _positive(default: int) -> Any:
     return _setting(default, lambda value: value > 0, "a positive whole number")
+
+
+def _seconds(default: float) -> Any:
+    return _setting(default, lambda value: 0 < value < 1e6, "seconds above 0")
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,16 @@ class Settings:
     max_queue: int = _positive(1024)  # inputs that wait; what is over it is answered with 429
     max_batch_tokens: int = _positive(8192)  # target tokens scored together; 1 turns batching off
     batch_window_ms: float = _setting(4.0, lambda value: 0 <= value < 10_000, "milliseconds in [0, 10000)")
+    # Connections (`services.connections`).
+    idle_timeout_s: float = _seconds(5.0)  # until a request begins
+    read_timeout_s: float = _seconds(20.0)  # from a request's first byte to its last
+    write_timeout_s: float = _seconds(60.0)  # for a client to take its answer
+    max_connections: int = _positive(512)
+    max_header_bytes: int = _positive(32_768)
+    # A second port for `/metrics`, without the key; on the first port it is under the key.
+    metrics_port: int | None = _setting(None, lambda value: 0 < value < 65_536, "a port in 1 to 65535")
+    metrics_host: str = "127.0.0.1"
+    allow_pickle: bool = False  # weights in PyTorch's own format, which is a program, beside safetensors
     drain_s: float = _setting(30.0, lambda value: value >= 0, "seconds, 0 or more")  # for requests taken before SIGTERM
 
     @classmethod
@@ -103,6 +119,11 @@ class Settings:
             )
         return problems
 
+    def connection_limits(self, metrics: Metrics) -> ConnectionLimits:
+        """Return what `services.connections` reads."""
+        names = ("idle_timeout_s", "read_timeout_s", "write_timeout_s", "max_connections", "max_header_bytes")
+        return ConnectionLimits(**{name: getattr(self, name) for name in names}, metrics=metrics)
+
     def unknown(self, environment: Mapping[str, str] | None = None) -> list[str]:
         """Return the variables with the prefix that nothing reads: probably misspelt."""
         environment = os.environ if environment is None else environment
@@ -110,12 +131,12 @@ class Settings:
         return sorted(name for name in environment if name.startswith(PREFIX) and name not in known)
 
 
-_KINDS = {int: "a whole number", float: "a number", bool: "true or false"}
+_KINDS = {int: "a whole number", int | None: "a whole number", float: "a number", bool: "true or false"}
 
 
 def _parse(text: str, kind: Any) -> Any:
     """Turn the text of a variable into the type of its field."""
-    if kind is int:
+    if kind in (int, int | None):
         return int(text)
     if kind is float:
         return float(text)

@@ -22,6 +22,14 @@ WEIGHT_PATTERNS = ("model*.safetensors", "pytorch_model*.bin")  # the order in w
 TOKENIZER_PATTERNS = ("tokenizer.json", "tokenizer.model", "sentencepiece.bpe.model", "spiece.model", "vocab.*")
 
 
+_policy = {"safetensors_only": False}
+
+
+def require_safetensors(on: bool) -> None:
+    """Set for this process whether weights in PyTorch's own (pickle) format are refused; the service does so."""
+    _policy["safetensors_only"] = on
+
+
 @contextmanager
 def hub_errors(flag: str, name: str) -> Iterator[None]:
     """Turn what transformers, the hub client and safetensors raise inside the block into a `UserError`.
@@ -119,6 +127,12 @@ def weight_files(directory: Path, flag: str) -> list[Path]:
                     f"{flag} {directory}: {index.name} names weight files that are missing: {', '.join(missing)}. "
                     "Copy or download the checkpoint again."
                 )
+        if present and present[0].suffix == ".bin" and _policy["safetensors_only"]:
+            raise UserError(
+                f"{flag} {directory}: expected weights in safetensors files, found only {present[0].name}, a format "
+                "that can run programs when it is loaded. Save the model again with save_pretrained(); or, where you "
+                "trust the file, set SFT_GO_ALLOW_PICKLE=1 (--allow-pickle)."
+            )
         if present:
             return present
     raise UserError(f"{flag} {directory}: no weight files there (expected {' or '.join(WEIGHT_PATTERNS)}).")
@@ -180,6 +194,7 @@ def load_model(auto_class: Any, name: str, flag: str, revision: str | None, dtyp
             revision=hub_revision(revision),
             dtype=getattr(torch, dtype),
             trust_remote_code=False,
+            use_safetensors=True if _policy["safetensors_only"] else None,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # named below, with what to do
         )

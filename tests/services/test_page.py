@@ -44,8 +44,20 @@ def page(window: Any, server: Server) -> Any:
     """The page, freshly opened, with its groupers loaded."""
     requests_made(window)  # forget those of the tests before, and of the browser's first tab
     window.get(server.url)
-    until(lambda: all_of(window, "[name=grouper]"))
+    until(lambda: all_of(window, ".panel"))  # of the example that is scored when the page opens
+    one(window, "[name=mode][value=text]").find_element("xpath", "..").click()
+    one(window, "#text").clear()
     yield window
+    assert complaints(window) == []
+
+
+def test_an_example_is_scored_when_the_page_opens(window, server):
+    window.get(server.url)
+    until(lambda: all_of(window, ".panel"))
+    assert one(window, "#prompt").get_attribute("value").startswith("How does the heart")
+    assert "four chambers" in one(window, ".tokens").text
+    assert counts(window) == expected(window, 0.7)
+    assert window.execute_script("return window.scrollY") == 0
     assert complaints(window) == []
 
 
@@ -209,7 +221,6 @@ def test_hostile_texts_are_shown_as_they_are(page):
 
 
 def test_errors_and_emptiness_are_said(page, server):
-    assert "Nothing scored yet" in one(page, ".empty").text
     one(page, "#score").click()
     assert one(page, "[role=alert]").text == "Paste a text first."
     choose(page)
@@ -231,7 +242,8 @@ def test_a_key_is_asked_for(window, tmp_path, shards):
         assert "Authorization" in one(window, "[role=alert]").text
         one(window, "#key").send_keys("open sesame\t")
         until(lambda: all_of(window, "[name=grouper]"))
-        score(window, "Now it answers.", "tfidf")
+        until(lambda: all_of(window, ".panel"))
+        assert "four chambers" in one(window, ".tokens").text, "the example, once it can be scored"
     complaints(window)  # the 401, which is no fault of the page
 
 

@@ -1,10 +1,13 @@
 """Settings from variables, and what a server is made of before it listens."""
 
+import dataclasses
 import shutil
 
 import pytest
 
+from annotate.models.checkpoints import require_safetensors
 from common.errors import UserError
+from services.app import build_app
 from services.catalog import build_catalog
 from services.errors import ApiError
 from services.metrics import Metrics
@@ -99,3 +102,18 @@ def test_damaged_directories_are_refused(shards, tmp_path):
     path.write_text(path.read_text(encoding="utf-8").replace('"<|bos|>"', '"<|other|>"'), encoding="utf-8")
     with pytest.raises(UserError, match="expected the tokenizer that the shards were made with"):
         build_catalog(Settings(state=(str(broken),)), Metrics())
+
+
+def test_weights_that_can_run_programs_are_not_loaded_unless_told_so(tmp_path, models, sample_tokenizer):
+    import torch
+    from safetensors.torch import load_file
+
+    home = tmp_path / "reference"
+    shutil.copytree(models.reference_model, home)
+    torch.save(load_file(home / "model.safetensors"), home / "pytorch_model.bin")
+    (home / "model.safetensors").unlink()
+    settings = Settings(tokenizer=str(sample_tokenizer), reference_model=str(home))
+    with pytest.raises(UserError, match=r"--reference-model .*pytorch_model\.bin.*--allow-pickle"):
+        build_app(settings)
+    build_app(dataclasses.replace(settings, allow_pickle=True))
+    require_safetensors(False)

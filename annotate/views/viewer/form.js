@@ -62,11 +62,17 @@ class Form {
     this.textLabel.textContent = mode === "text" ? "text" : "response";
   }
 
-  fill([, prompt, text]) {
+  fill([, prompt, text], scroll = true) {
     this.setMode(prompt === null ? "text" : "messages");
     this.prompt.value = prompt ?? "";
     this.text.value = text;
-    if (this.button.disabled === false) this.score();
+    this.score(scroll);
+  }
+
+  /** Score an example as soon as that can be done, so that the page shows what it is for; not over a reader's text. */
+  welcome() {
+    this.welcomed = true;
+    if (!this.text.value && !this.prompt.value) this.fill(EXAMPLES[0], false);
   }
 
   fail(message) {
@@ -99,6 +105,7 @@ class Form {
       const known = JSON.stringify(groupers.map(({ name, tokenizers }) => [name, tokenizers]));
       if (known !== this.known) this.offer(groupers);
       this.known = known;
+      if (!this.welcomed && groupers.every((grouper) => grouper.ready)) this.welcome();
       const waiting = groupers.filter((grouper) => !grouper.ready).map((grouper) => grouper.name);
       this.fail(waiting.length ? `Not ready yet, or failed: ${waiting.join(", ")}.` : "");
       if (waiting.length) this.timer = setTimeout(() => this.load(), 1500);
@@ -132,7 +139,7 @@ class Form {
     return [{ role: "user", content: this.prompt.value }, { role: "assistant", content: this.text.value }];
   }
 
-  async score() {
+  async score(scroll = true) {
     const names = [...this.boxes.querySelectorAll("input:checked")].map((box) => box.value);
     if (!names.length) return this.fail("Choose at least one grouper.");
     if (!this.text.value.trim()) return this.fail(this.mode === "text" ? "Paste a text first." : "The response is empty.");
@@ -145,7 +152,7 @@ class Form {
       const answers = await Promise.all(names.map((grouper) => this.ask("v1/score", { ...shared, grouper }, signal)));
       this.fail("");
       this.view.show(viewOf(answers), { keep: true });
-      if (this.view.grid.getBoundingClientRect().top > window.innerHeight / 2) this.view.bar.scrollIntoView();
+      if (scroll && this.view.grid.getBoundingClientRect().top > window.innerHeight / 2) this.view.bar.scrollIntoView();
     } catch (error) {
       if (error.name !== "AbortError") this.fail(error.message);
     } finally {
