@@ -61,6 +61,10 @@ class LocalLocation(Location):
                 found[path.relative_to(self.local).as_posix()] = path.stat().st_size
         return dict(sorted(found.items()))
 
+    def stamps(self) -> dict[str, str]:
+        found = {name: (self.local / name).stat() for name in self.files()}
+        return {name: f"{status.st_size} {status.st_mtime_ns}" for name, status in found.items()}
+
     def open(self) -> BinaryIO:
         return open(self.local, "rb")
 

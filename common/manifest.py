@@ -1,19 +1,24 @@
 """The index of a shard directory, `manifest.json`: written last, so its presence means that the directory is complete.
 
-What enters: what the annotation did. What leaves: one JSON file that `train`, `services` and `annotate verify` read.
+What enters: what the annotation did. What leaves: one JSON file that `train`, `services` and `annotate verify` read,
+which names every other file of the directory with its bytes and SHA-256, and carries a checksum of itself; and a second
+copy, `manifest.copy.json`, which is read in its place when it is damaged or lost.
 """
 
 import dataclasses
+import hashlib
+import json
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from common.errors import UserError
-from common.files import read_json, sha256_file, write_json
+from common.storage import Location, Place, locate
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+READABLE_VERSIONS = (1, 2)  # 1 has no `files` and no checksum of its own
 MANIFEST_NAME = "manifest.json"
+COPY_NAME = "manifest.copy.json"
 REJECTS_NAME = "rejects.jsonl"
 STATE_NAME = "state"
 TOKENIZER_NAME = "tokenizer"  # a copy of the target tokenizer's files, so that the directory can travel
@@ -77,6 +82,15 @@ class ShardInfo:
 
 
 @dataclass(frozen=True)
+class FileInfo:
+    """One file of the directory that is no shard: of the state, the tokenizer, or the rejects."""
+
+    file: str  # relative to the directory, such as "state/tfidf.parquet"
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Counts:
     """Totals over the directory."""
 
@@ -99,6 +113,7 @@ class Manifest:
     groupers: list[GrouperInfo]
     counts: Counts
     shards: list[ShardInfo]
+    files: list[FileInfo] = field(default_factory=list)  # see `describe_files`; empty in schema version 1
     schema_version: int = SCHEMA_VERSION
     product_version: str = field(default_factory=product_version)
 
@@ -107,30 +122,65 @@ class Manifest:
         """Score columns in the order of the shards' schema, each with its kind."""
         return {name: kind for grouper in self.groupers for name, kind in grouper.columns.items()}
 
-    def save(self, directory: Path) -> None:
-        """Write `manifest.json` into `directory`, atomically."""
-        write_json(directory / MANIFEST_NAME, dataclasses.asdict(self))
+    def save(self, directory: Place) -> None:
+        """Write `manifest.json` into `directory` in one step, which is the moment that counts; then its copy.
+
+        What an older manifest named has to stay until this returns: until then the copy may be the older one.
+        """
+        data = render(self)
+        (locate(directory) / MANIFEST_NAME).write_bytes(data)
+        (locate(directory) / COPY_NAME).write_bytes(data)
 
 
-def load_manifest(directory: Path) -> Manifest:
-    """Read the manifest of a shard directory.
+class ReadManifest(NamedTuple):
+    """A manifest as it was found."""
+
+    manifest: Manifest
+    digest: str  # SHA-256 of the file: it names the exact shards
+    note: str | None  # what the user should be told: the copy stands in for the manifest
+
+
+def describe_files(directory: Place) -> list[FileInfo]:
+    """Return bytes and SHA-256 of every file that a manifest names beside the shards, read now, sorted by name."""
+    found, place = [], locate(directory)
+    names = [REJECTS_NAME] if (place / REJECTS_NAME).is_file() else []
+    names += [f"{folder}/{name}" for folder in (STATE_NAME, TOKENIZER_NAME) for name in (place / folder).files()]
+    for name in sorted(names):
+        digest, size = (place / name).sha256()
+        found.append(FileInfo(name, size, digest))
+    return found
+
+
+def render(manifest: Manifest) -> bytes:
+    """Return the bytes of a manifest's file. The last entry is the SHA-256 of what it would be without that entry."""
+    value = dataclasses.asdict(manifest)
+    return _sealed(value) if manifest.schema_version > 1 else _json(value)
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
+
+
+def _sealed(value: dict[str, Any]) -> bytes:
+    return _json({**value, "checksum": hashlib.sha256(_json(value)).hexdigest()})
+
+
+def parse(data: bytes, path: Location) -> Manifest:
+    """Return the manifest that a file's bytes hold.
 
     Raises:
-        UserError: the directory or its manifest is missing, unfinished, unreadable, or of another schema version.
+        UserError: they are not exactly what `render` wrote, or of a schema version that is not read here.
     """
-    path = directory / MANIFEST_NAME
-    if not directory.is_dir():
-        raise UserError(f"{directory}: expected a shard directory made by `annotate run`, found no such directory.")
-    if not path.is_file():
-        if (directory / WORK_NAME).is_dir():
-            raise UserError(
-                f"{directory}: the annotation did not finish (no {MANIFEST_NAME}). "
-                "Run the same `annotate run` command again; it goes on where it stopped."
-            )
-        raise UserError(f"{directory}: expected a shard directory made by `annotate run`, found no {MANIFEST_NAME}.")
-    raw = read_json(path)
-    found = raw.get("schema_version") if isinstance(raw, dict) else None
-    if found != SCHEMA_VERSION:
+    try:
+        raw = json.loads(data)
+    except ValueError as error:
+        raise UserError(f"{path}: the manifest is damaged: expected JSON, found something else ({error}).") from error
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: the manifest is damaged: expected a JSON object, found something else.")
+    found, sealed = raw.get("schema_version"), "checksum" in raw
+    if (sealed or found != 1) and _sealed({key: raw[key] for key in raw if key != "checksum"}) != data:
+        raise UserError(f"{path}: the manifest is damaged: its content is not what its checksum says.")
+    if found not in READABLE_VERSIONS:
         raise UserError(
             f"{path}: expected schema version {SCHEMA_VERSION}, found {found}. "
             "Annotate again with this version of sft-go, or install the version that wrote the shards."
@@ -145,12 +195,67 @@ def load_manifest(directory: Path) -> Manifest:
             groupers=[GrouperInfo(**grouper) for grouper in raw["groupers"]],
             counts=Counts(**raw["counts"]),
             shards=[ShardInfo(**shard) for shard in raw["shards"]],
+            files=[FileInfo(**file) for file in raw.get("files", [])],
+            schema_version=found,
             product_version=raw["product_version"],
         )
     except (KeyError, TypeError) as error:
-        raise UserError(f"{path}: the manifest is incomplete ({error}). Annotate again.") from error
+        raise UserError(f"{path}: the manifest is damaged or incomplete ({error}).") from error
 
 
-def manifest_hash(directory: Path) -> str:
+def read_manifest(directory: Place) -> ReadManifest:
+    """Read the manifest of a shard directory, or its copy when the manifest is damaged or lost.
+
+    Raises:
+        UserError: the directory or both files are missing, unfinished, unreadable, or of another schema version.
+    """
+    place = locate(directory)
+    data = _read(place / MANIFEST_NAME)
+    problem: UserError
+    if data is not None:
+        try:
+            return ReadManifest(parse(data, place / MANIFEST_NAME), hashlib.sha256(data).hexdigest(), None)
+        except UserError as error:
+            problem = error
+    else:
+        problem = _missing(place)
+    copy = _read(place / COPY_NAME)
+    try:
+        if copy is None:
+            raise problem
+        manifest = parse(copy, place / COPY_NAME)
+    except UserError:
+        raise problem from None
+    note = f"{problem if data is not None else f'{place / MANIFEST_NAME} is missing.'} Its copy, {COPY_NAME}, is read."
+    note += f" `annotate verify --repair {place}` restores it."
+    return ReadManifest(manifest, hashlib.sha256(copy).hexdigest(), note)
+
+
+def load_manifest(directory: Place) -> Manifest:
+    """Return the manifest of a shard directory, as `read_manifest` finds it."""
+    return read_manifest(directory).manifest
+
+
+def _read(path: Location) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return None
+
+
+def _missing(place: Location) -> UserError:
+    """Say what is found where a manifest was expected."""
+    expected = f"{place}: expected a shard directory made by `annotate run`, found no"
+    if not place.is_dir():
+        return UserError(f"{expected} such directory.")
+    if (place / WORK_NAME).is_dir():
+        return UserError(
+            f"{place}: the annotation did not finish (no {MANIFEST_NAME}). "
+            "Run the same `annotate run` command again; it goes on where it stopped."
+        )
+    return UserError(f"{expected} {MANIFEST_NAME}.")
+
+
+def manifest_hash(directory: Place) -> str:
     """Return the SHA-256 of the manifest file: it names the exact shards that a training run used."""
-    return sha256_file(directory / MANIFEST_NAME)
+    return read_manifest(directory).digest

@@ -4,16 +4,17 @@ What enters: Arrow tables whose list columns have equal lengths in every row. Wh
 on, byte-identical for equal tables; and, for the trainer, the rows of a complete and verified directory.
 """
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.errors import UserError
-from common.files import atomic_path, sha256_file
-from common.manifest import Kind, Manifest, ShardInfo, load_manifest
+from common.files import sha256_file
+from common.manifest import FileInfo, Kind, Manifest, ShardInfo, read_manifest
+from common.storage import Location, Place, locate
 
 
 def list_of(value_type: pa.DataType) -> pa.DataType:
@@ -47,8 +48,8 @@ def column_kinds(schema: pa.Schema) -> dict[str, Kind]:
     return {f.name: f.metadata[KIND_KEY].decode() for f in schema if f.metadata and KIND_KEY in f.metadata}
 
 
-def write_shard(path: Path, table: pa.Table, supervised_tokens: int, **facts: Any) -> ShardInfo:
-    """Write one shard under a temporary name, rename it, and return its entry for the manifest.
+def write_shard(path: Place, table: pa.Table, supervised_tokens: int, **facts: Any) -> ShardInfo:
+    """Write one shard, whole or not at all, and return its entry for the manifest.
 
     The bytes depend on the table alone (and on the pyarrow version): one row group, zstd, no time stamps.
 
@@ -58,7 +59,8 @@ def write_shard(path: Path, table: pa.Table, supervised_tokens: int, **facts: An
         supervised_tokens: their number in the table.
         facts: further fields of `ShardInfo`.
     """
-    with atomic_path(path) as temporary:
+    path = locate(path)
+    with path.writing() as temporary:
         pq.write_table(
             table,
             temporary,
@@ -73,42 +75,99 @@ def write_shard(path: Path, table: pa.Table, supervised_tokens: int, **facts: An
     return ShardInfo(path.name, table.num_rows, tokens, supervised_tokens, size, digest, **facts)
 
 
-def check_shard(directory: Path, shard: ShardInfo) -> str | None:
-    """Return what is wrong with a shard file, or None when it is exactly what the manifest says."""
-    path = directory / shard.file
-    if not path.is_file():
-        return f"{path}: expected a shard of {shard.bytes} bytes, found no such file."
-    if path.stat().st_size != shard.bytes:
-        return f"{path}: expected {shard.bytes} bytes, found {path.stat().st_size}: the shard is truncated or changed."
-    digest = sha256_file(path)
-    if digest != shard.sha256:
-        return f"{path}: expected SHA-256 {shard.sha256[:12]}…, found {digest[:12]}…: the shard's content changed."
+def read_table(path: Place, columns: Sequence[str] | None = None, sha256: str | None = None) -> pa.Table:
+    """Read a shard, all columns by default, in the order wanted. A file of a store is read in one piece.
+
+    Args:
+        sha256: what the file must be; None: not checked.
+
+    Raises:
+        UserError: the file is missing, is no Parquet file, lacks a column, or is another than `sha256` says.
+    """
+    path = locate(path)
+    try:
+        if path.local is not None and sha256 is None:
+            return pq.read_table(path.local, columns=list(columns) if columns else None)
+        data = path.read_bytes()
+        if sha256 is not None and (digest := hashlib.sha256(data).hexdigest()) != sha256:
+            raise UserError(_changed(path, sha256, digest))
+        return pq.read_table(pa.BufferReader(data), columns=list(columns) if columns else None)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: expected a shard, found no such file.") from error
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OSError) as error:
+        raise UserError(f"{path}: expected a shard, found what cannot be read ({error}).") from error
+
+
+def _changed(path: Location, expected: str, found: str) -> str:
+    return f"{path}: expected SHA-256 {expected[:12]}…, found {found[:12]}…: the file's content changed."
+
+
+def check_size(directory: Place, file: ShardInfo | FileInfo, sizes: Mapping[str, int] | None = None) -> str | None:
+    """Return what is wrong with a file's size, or None; `sizes` is what `directory.files()` gave, to ask once."""
+    path = locate(directory) / file.file
+    if sizes is None:
+        sizes = {file.file: path.size()} if path.is_file() else {}
+    if file.file not in sizes:
+        return f"{path}: expected a file of {file.bytes} bytes, found no such file."
+    if sizes[file.file] != file.bytes:
+        return f"{path}: expected {file.bytes} bytes, found {sizes[file.file]}: the file is truncated or changed."
     return None
 
 
-def refuse_damage(directory: Path, problems: list[str]) -> None:
-    """Raise one `UserError` that names every damaged shard and says how to mend them; do nothing without problems."""
+def check_shard(directory: Place, file: ShardInfo | FileInfo, sizes: Mapping[str, int] | None = None) -> str | None:
+    """Return what is wrong with a file, or None when it is exactly what the manifest says."""
+    problem = check_size(directory, file, sizes)
+    if problem is not None:
+        return problem
+    path = locate(directory) / file.file
+    try:
+        digest, _ = path.sha256()
+    except OSError as error:
+        return f"{path}: cannot be read ({error.strerror or error})."
+    return None if digest == file.sha256 else _changed(path, file.sha256, digest)
+
+
+def refuse_damage(directory: Place, problems: list[str]) -> None:
+    """Raise one `UserError` that names every damaged file and says how to mend them; do nothing without problems."""
     if problems:
         listed = "\n".join(f"  - {problem}" for problem in problems)
         raise UserError(
             f"{directory}: {len(problems)} problem(s):\n{listed}\n"
-            "Run the same `annotate run` command again: it makes damaged shards again and leaves the others."
+            f"`annotate verify --repair {directory}` makes again what can be made again; so does the same "
+            "`annotate run` command, from its source."
         )
 
 
 class ShardDirectory:
-    """A complete shard directory.
+    """A complete shard directory, here or on a store.
+
+    Attributes:
+        path: where it is.
+        manifest: what it holds.
+        digest: SHA-256 of the manifest: it names the exact shards.
+        notes: sentences for the user: the manifest's copy is read.
 
     Raises:
         UserError: a directory is missing, unfinished, or does not agree with its manifest.
     """
 
-    def __init__(self, path: str | Path, verify: bool = True):
-        """Open `path`; with `verify`, compare every shard's size and SHA-256 with the manifest."""
-        self.path = Path(path)
-        self.manifest: Manifest = load_manifest(self.path)
+    def __init__(self, path: Place, verify: bool = True):
+        """Open `path`.
+
+        Args:
+            verify: compare every shard with the manifest: on a disk its size and SHA-256 at once; on a store the sizes
+                at once, by one listing, and the SHA-256 of a shard when it is read, so that nothing is fetched twice.
+        """
+        self.path: Location = locate(path)
+        self.manifest: Manifest
+        self.manifest, self.digest, note = read_manifest(self.path)
+        self.notes = [note] if note else []
+        self.verify = verify
         if verify:
-            refuse_damage(self.path, [p for shard in self.manifest.shards if (p := check_shard(self.path, shard))])
+            sizes = self.path.files()
+            check = check_shard if self.path.local is not None else check_size
+            shards = self.manifest.shards
+            refuse_damage(self.path, [problem for s in shards if (problem := check(self.path, s, sizes))])
 
     @property
     def columns(self) -> dict[str, Kind]:
@@ -126,9 +185,14 @@ class ShardDirectory:
         for shard in self.manifest.shards:
             if remaining <= 0:
                 return
-            table = pq.read_table(self.path / shard.file, columns=list(columns) if columns else None)
+            table = self.table(shard, columns)
             yield table.slice(0, remaining)
             remaining -= table.num_rows
+
+    def table(self, shard: ShardInfo, columns: Sequence[str] | None = None) -> pa.Table:
+        """Read one shard."""
+        unchecked = self.verify and self.path.local is None
+        return read_table(self.path / shard.file, columns, shard.sha256 if unchecked else None)
 
     def resolve_column(self, name: str | None) -> str:
         """Return the score column to use: `name`, or the only one there is.

@@ -11,6 +11,7 @@ What enters: a path or URL. What leaves: a `Location`, picklable to workers, has
     with place.writing() as path: …                a local temporary Path; published whole when the block ends
     place.create(b) -> bool                        only if nothing is there: False when it is (who comes first)
     place.names()  place.files()                   what is directly below; every file below with its bytes
+    place.stamps()                                 every file below with a text that changes when the file does
     place.delete()  .delete_tree()  .make_dir()    deleting what is not there is no error
     place.copy_to(other)  place.sha256()           streamed: (hexadecimal digest, bytes)
     place.local -> Path | None                     the path on this machine, None for a URL
@@ -113,6 +114,10 @@ class Location(ABC):
     @abstractmethod
     def files(self) -> dict[str, int]:
         """Return every file below, however deep: its path relative to here ("state/tfidf.parquet") and its bytes."""
+
+    @abstractmethod
+    def stamps(self) -> dict[str, str]:
+        """Return every file below, as `files` does, with a text that changes with its content (ETag, size and time)."""
 
     # Reading
 

@@ -84,6 +84,17 @@ class StoreLocation(Location):
         return sorted(path.rpartition("/")[2] for path in below)
 
     def files(self) -> dict[str, int]:
+        return {path: int(info["size"]) for path, info in self._find().items()}
+
+    def stamps(self) -> dict[str, str]:
+        keys = ("size", "ETag", "etag", "md5Hash", "blob_id", "LastModified", "mtime", "created")
+        return {
+            path: " ".join(str(info[key]) for key in keys if info.get(key) is not None)
+            for path, info in self._find().items()
+        }
+
+    def _find(self) -> dict[str, dict[str, Any]]:
+        """Return what the store says of every file below, by name relative to here."""
         store, name = self._connect()
         with self._explained("listed"):
             try:
@@ -91,7 +102,7 @@ class StoreLocation(Location):
             except FileNotFoundError:
                 return {}
         base = store._strip_protocol(name).rstrip("/") + "/"
-        return {path.removeprefix(base): int(found[path]["size"]) for path in sorted(found) if path.startswith(base)}
+        return {path.removeprefix(base): found[path] for path in sorted(found) if path.startswith(base)}
 
     def open(self) -> BinaryIO:
         store, name = self._connect()

@@ -16,7 +16,6 @@ from transformers.utils import logging
 from trl import get_peft_config, pack_dataset
 
 from common.errors import UserError, raise_together
-from common.manifest import manifest_hash
 from common.shards import ShardDirectory
 from train.data.held_out import DOCUMENTS_NAME, evaluation_facts, load_held_out
 from train.data.loading import TrainingData, load_data, open_shards, plan_groups
@@ -89,6 +88,8 @@ def run(configuration: Configuration) -> Path:
     trainer.add_callback(ConsoleCallback())
     main = trainer.is_world_process_zero()
     if main:
+        for note in (note for directory in shards for note in directory.notes):
+            print(note, flush=True)
         print("\n".join(preflight_lines(data.report, plan, args, trainer.accelerator.num_processes)), flush=True)
         print("\n".join(_beginning(configuration, checkpoint)), flush=True)
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
@@ -179,7 +180,7 @@ def _origin(
     return {
         "model": settings.model,
         **{name: value for name, value in model.items() if name != "model_name_or_path"},
-        "shards": [manifest_hash(directory.path) for directory in shards],
+        "shards": [directory.digest for directory in shards],
         "column": plan.column,
         "eval_fraction": settings.eval_fraction,
         "eval_seed": settings.eval_seed,

@@ -22,6 +22,7 @@ from annotate.records.readers import Reject
 from common.errors import UserError
 from common.files import atomic_path, read_json, write_json
 from common.manifest import (
+    COPY_NAME,
     MANIFEST_NAME,
     REJECTS_NAME,
     STATE_NAME,
@@ -31,6 +32,7 @@ from common.manifest import (
     Kind,
     Manifest,
     ShardInfo,
+    describe_files,
     load_manifest,
 )
 from common.shards import check_shard
@@ -150,7 +152,7 @@ class Workspace:
 
     def complete(self, manifest: Manifest) -> None:
         """Write the manifest, which makes the directory complete, and remove what only unfinished runs need."""
-        manifest.save(self.out)
+        dataclasses.replace(manifest, files=describe_files(self.out)).save(self.out)
         shutil.rmtree(self.work, ignore_errors=True)
 
     def _create(self) -> None:
@@ -208,6 +210,7 @@ class Workspace:
         for index, shard in enumerate(manifest.shards):
             ShardRecord(shard, manifest.columns, rejects.get(index, [])).save(self.record_path(index))
         self._save_plan(settings)
+        (self.out / COPY_NAME).unlink(missing_ok=True)
         (self.out / MANIFEST_NAME).unlink()
 
 

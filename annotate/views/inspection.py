@@ -106,12 +106,10 @@ def find_document(directory: ShardDirectory, wanted: str, columns: list[str]) ->
                 f"{several}. The ids are in the column document_id of {directory.path}."
             )
         number = found[0]
-    import pyarrow.parquet as pq
-
     for shard in directory.manifest.shards:
         if number < shard.rows:
             names = [*(item.name for item in BASE_FIELDS), *columns]
-            return pq.read_table(directory.path / shard.file, columns=names).slice(number, 1).to_pylist()[0]
+            return directory.table(shard, names).slice(number, 1).to_pylist()[0]
         number -= shard.rows
     raise AssertionError("the manifest counts more documents than its shards")
 

@@ -162,7 +162,8 @@ class TestErrors:
         assert "no such directory" in fails(capsys, "run", "--shards", tmp_path / "missing")
         (shards / "part-00000.parquet").write_bytes(b"PAR1")
         assert "part-00000.parquet" in fails(capsys, "run", "--shards", shards)
-        (shards / "manifest.json").unlink()
+        for name in ("manifest.json", "manifest.copy.json"):
+            (shards / name).unlink()
         (shards / ".work").mkdir()
         assert "did not finish" in fails(capsys, "run", "--shards", shards)
 

@@ -19,8 +19,8 @@ import pyarrow as pa
 
 from common.errors import UserError, raise_together
 from common.files import atomic_path, read_json, write_json
-from common.manifest import manifest_hash
 from common.shards import ShardDirectory
+from common.storage import Location
 from common.thresholds import Ties, important_tokens, num_important
 from train.data.permutation import permute_groups, random_reference_losses
 
@@ -163,7 +163,7 @@ def load_data(
 
 
 def _cache_key(shards: Sequence[ShardDirectory], plan: GroupPlan, *settings: Any) -> str:
-    identity = [[manifest_hash(s.path) for s in shards], dataclasses.asdict(plan), settings]
+    identity = [[s.digest for s in shards], dataclasses.asdict(plan), settings]
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
 
 
@@ -255,7 +255,7 @@ def _documents(
             yield _group(table, plan, max_length, held_out[rows], directory.path)
 
 
-def _group(table: pa.Table, plan: GroupPlan, max_length: int, held_out: np.ndarray, source: Path) -> _Shard:
+def _group(table: pa.Table, plan: GroupPlan, max_length: int, held_out: np.ndarray, source: Location) -> _Shard:
     """Cut documents at `max_length` and split their tokens into groups, one shard at a time."""
     lists = {name: table[name].combine_chunks() for name in table.column_names if name != "document_id"}
     offsets = lists["input_ids"].offsets.to_numpy().astype(np.int64)

@@ -16,6 +16,7 @@ from transformers import (
 from trl import ModelConfig, get_quantization_config
 from trl.trainer.utils import create_model_from_path
 
+from common.downloads import on_disk
 from common.errors import UserError
 from common.manifest import TOKENIZER_NAME
 from common.shards import ShardDirectory
@@ -32,7 +33,7 @@ def load_tokenizer(name: str, shards: ShardDirectory, args: GOConfig, model: Mod
     Raises:
         UserError: it cannot be loaded, is a slow one, or has another fingerprint than the shards.
     """
-    source = str(shards.path / TOKENIZER_NAME) if name == TINY else name
+    source = on_disk(str(shards.path / TOKENIZER_NAME) if name == TINY else name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             source, revision=model.model_revision, trust_remote_code=args.trust_remote_code
@@ -75,7 +76,7 @@ def load_model(name: str, tokenizer: PreTrainedTokenizerBase, args: GOConfig, mo
     if args.world_size > 1:
         options["device_map"] = None
     try:
-        return create_model_from_path(name, **options)
+        return create_model_from_path(on_disk(name), **options)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise UserError(_unreachable("model", name, error)) from error
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from common.files import atomic_path, write_json
-from common.manifest import manifest_hash, product_version
+from common.manifest import product_version
 from common.shards import ShardDirectory
 
 RUN_NAME = "run.json"
@@ -25,7 +25,7 @@ def write_run(path: Path, content: dict[str, Any], shards: list[ShardDirectory],
     identity = [
         {
             "path": str(directory.path),
-            "manifest_sha256": manifest_hash(directory.path),
+            "manifest_sha256": directory.digest,
             "documents": directory.manifest.counts.documents,
             "tokenizer": directory.manifest.tokenizer.name,
             "tokenizer_fingerprint": directory.manifest.tokenizer.fingerprint,
