@@ -8,89 +8,34 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from annotate.records.messages import DocumentError, Turn, alternating, parse_json, text_of, turns_of, write_json
 from common.errors import UserError
 
-
-class DocumentError(ValueError):
-    """A record that cannot become a document."""
-
-    def __init__(self, reason: str, message: str):
-        super().__init__(message)
-        self.reason = reason
-
-
-@dataclass(frozen=True)
-class Turn:
-    """One message."""
-
-    role: str  # "system", "user" or "assistant"
-    content: str
-    context: str = ""  # Alpaca's `input`, which some templates place by itself
+__all__ = ["FORMATS", "MIXED", "Conversation", "DocumentError", "Turn", "detect_format", "to_conversation"]
+MIXED = "mixed"  # each record by its own columns
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages that end with a response; or plain text, all of which is supervised."""
+    """Messages that end with a response; or plain text, all of which is supervised.
+
+    Attributes:
+        turns: the messages.
+        text: the plain text.
+        tools: descriptions of the tools that the assistant may call, as JSON values.
+        dropped_turns: turns that were left out at the end, because no response follows them.
+    """
 
     turns: list[Turn] = field(default_factory=list)
     text: str | None = None
-
-
-# Names that the common datasets use for the three roles.
-ROLES = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "prompter": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bot": "assistant",
-    "model": "assistant",
-}
-
-
-def _text(record: Mapping[str, Any], key: str, optional: bool = False) -> str:
-    """Return a string of the record."""
-    value = record.get(key)
-    if value is None and optional:
-        return ""
-    if value is None:
-        raise DocumentError("missing_field", f"`{key}` is missing.")
-    if not isinstance(value, str):
-        raise DocumentError("wrong_type", f"`{key}` must be a string, found {type(value).__name__}.")
-    return value
-
-
-def _turns(messages: Any, key: str, role_key: str, content_key: str) -> list[Turn]:
-    """Return the turns of a list of messages."""
-    if not isinstance(messages, list):
-        raise DocumentError("wrong_type", f"`{key}` must be a list of messages, found {type(messages).__name__}.")
-    turns = []
-    for number, message in enumerate(messages):
-        if not isinstance(message, Mapping):
-            raise DocumentError(
-                "wrong_type", f"message {number} of `{key}` must be an object, found {type(message).__name__}."
-            )
-        role = message.get(role_key)
-        if not isinstance(role, str) or role not in ROLES:
-            raise DocumentError("unknown_role", f"message {number} of `{key}` has the unknown role {role!r}.")
-        turns.append(Turn(ROLES[role], _text(message, content_key)))
-    return turns
-
-
-def _alternating(strings: Any, key: str) -> list[Turn]:
-    """Return the turns of a list of strings, user first."""
-    if not isinstance(strings, list) or not all(isinstance(item, str) for item in strings):
-        raise DocumentError("wrong_type", f"`{key}` must be a list of strings.")
-    return [Turn("assistant" if index % 2 else "user", content) for index, content in enumerate(strings)]
+    tools: tuple[Any, ...] = ()
+    dropped_turns: int = 0
 
 
 def from_alpaca(record: Mapping[str, Any]) -> Conversation:
     """`instruction`, `input` (may be missing), `output`."""
-    question = Turn("user", _text(record, "instruction"), _text(record, "input", optional=True))
-    return Conversation([question, Turn("assistant", _text(record, "output"))])
+    question = Turn("user", text_of(record, "instruction"), text_of(record, "input", optional=True))
+    return Conversation([question, Turn("assistant", text_of(record, "output"))])
 
 
 def from_prompt_completion(record: Mapping[str, Any]) -> Conversation:
@@ -99,26 +44,37 @@ def from_prompt_completion(record: Mapping[str, Any]) -> Conversation:
     turns: list[Turn] = []
     for name, role in (("prompt", "user"), (key, "assistant")):
         if isinstance(record.get(name), list):
-            turns += _turns(record[name], name, "role", "content")
+            turns += turns_of(record[name], name)
         else:
-            turns.append(Turn(role, _text(record, name)))
-    return Conversation(turns)
+            turns.append(Turn(role, text_of(record, name)))
+    return Conversation(turns, tools=_tools(record))
 
 
 def from_messages(record: Mapping[str, Any]) -> Conversation:
-    """`messages` with `role` and `content`."""
-    return Conversation(_turns(record.get("messages"), "messages", "role", "content"))
+    """`messages` with `role` and `content`, as OpenAI has them: `tool_calls`, `tools` and parts of content too."""
+    return Conversation(turns_of(_list(record, "messages"), "messages"), tools=_tools(record))
 
 
 def from_sharegpt(record: Mapping[str, Any]) -> Conversation:
-    """`conversations` with `from` and `value`."""
-    return Conversation(_turns(record.get("conversations"), "conversations", "from", "value"))
+    """`conversations` with `from` and `value` (or `role` and `content`), and perhaps `system`.
+
+    Turns after the last response are dropped: many such data sets break off with a human turn.
+    """
+    messages = _list(record, "conversations")
+    first = messages[0] if isinstance(messages, list) and messages else None
+    keys = ("role", "content") if isinstance(first, Mapping) and "from" not in first else ("from", "value")
+    turns = turns_of(messages, "conversations", *keys)
+    system = text_of(record, "system", optional=True)
+    if system.strip() and (not turns or turns[0].role != "system"):
+        turns.insert(0, Turn("system", system))
+    last = max((number for number, turn in enumerate(turns, start=1) if turn.role == "assistant"), default=len(turns))
+    return Conversation(turns[:last], tools=_tools(record), dropped_turns=len(turns) - last)
 
 
 def from_lima(record: Mapping[str, Any]) -> Conversation:
     """`conversations` as a list of strings; or `instruction`, `output` and the earlier turns in `history`."""
     if "conversations" in record:
-        return Conversation(_alternating(record["conversations"], "conversations"))
+        return Conversation(alternating(record["conversations"], "conversations"))
     history = record.get("history") or []
     if not isinstance(history, list):
         raise DocumentError("wrong_type", f"`history` must be a list of pairs, found {type(history).__name__}.")
@@ -126,16 +82,31 @@ def from_lima(record: Mapping[str, Any]) -> Conversation:
     for pair in history:
         if not isinstance(pair, list) or len(pair) != 2:
             raise DocumentError("wrong_type", "`history` must hold pairs of question and answer.")
-        turns += _alternating(pair, "history")
+        turns += alternating(pair, "history")
     return Conversation(turns + from_alpaca(record).turns)
 
 
 def from_text(record: Mapping[str, Any]) -> Conversation:
     """`text`: everything is supervised."""
-    text = _text(record, "text")
+    text = text_of(record, "text")
     if not text.strip():
         raise DocumentError("empty_response", "`text` is empty.")
     return Conversation(text=text)
+
+
+def _list(record: Mapping[str, Any], key: str) -> Any:
+    """Return a list of messages, which may be stored as a string of JSON."""
+    value = record.get(key)
+    return parse_json(value, "the record", key) if isinstance(value, str) and value.startswith("[") else value
+
+
+def _tools(record: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return the record's `tools`, a list or one as a string of JSON."""
+    tools = record.get("tools") or []
+    tools = parse_json(tools, "the record", "tools") if isinstance(tools, str) else tools
+    if not isinstance(tools, list):
+        raise DocumentError("wrong_type", f"`tools` must be a list, found {type(tools).__name__}.")
+    return tuple(tools)
 
 
 FORMATS: dict[str, Callable[[Mapping[str, Any]], Conversation]] = {
@@ -145,33 +116,63 @@ FORMATS: dict[str, Callable[[Mapping[str, Any]], Conversation]] = {
     "sharegpt": from_sharegpt,
     "lima": from_lima,
     "text": from_text,
+    MIXED: lambda record: FORMATS[_own_format(record)](record),
+}
+NEEDED = {
+    "messages": {"messages"},
+    "sharegpt": {"conversations"},
+    "alpaca": {"instruction", "output"},
+    "prompt_completion": {"prompt", "completion"},
+    "text": {"text"},
 }
 
 
+def _own_format(record: Mapping[str, Any]) -> str:
+    name = format_of(record)
+    if name is None:
+        columns = ", ".join(sorted(str(key) for key, value in record.items() if value is not None)) or "no columns"
+        raise DocumentError("unknown_format", f"no format has the columns of this record ({columns}).")
+    return name
+
+
+def format_of(record: Mapping[str, Any]) -> str | None:
+    """Return the format of one record, from the columns that hold something; None where there is none."""
+    columns = {name for name, value in record.items() if value is not None}
+    if "messages" in columns:
+        return "messages"
+    if record.get("conversations"):
+        turns = record["conversations"]
+        return "lima" if isinstance(turns, list) and isinstance(turns[0], str) else "sharegpt"
+    if {"instruction", "output"} <= columns:
+        return "lima" if "history" in columns else "alpaca"
+    if "prompt" in columns and columns & {"completion", "response"}:
+        return "prompt_completion"
+    return "text" if "text" in columns else None
+
+
 def detect_format(records: list[Any], location: str) -> str:
-    """Return the format of the first records, from their columns.
+    """Return the format of the first records, from their columns: `mixed` where they differ.
 
     Raises:
         UserError: no known column set is there.
     """
     mappings = [record for record in records if isinstance(record, Mapping)]
+    found = {format_of(record) for record in mappings} - {None}
+    if found == {"alpaca", "lima"}:
+        return "lima"  # where there is no earlier turn, `history` may be left out
+    if len(found) > 1:
+        return MIXED
+    if found:
+        return str(found.pop())
     columns = {name for record in mappings for name in record}
-    if "messages" in columns:
-        return "messages"
-    if "conversations" in columns:
-        lists = [record["conversations"] for record in mappings if record.get("conversations")]
-        plain = any(isinstance(turns, list) and isinstance(turns[0], str) for turns in lists)
-        return "lima" if plain else "sharegpt"
-    if {"instruction", "output"} <= columns:
-        return "lima" if "history" in columns else "alpaca"
-    if "prompt" in columns and columns & {"completion", "response"}:
-        return "prompt_completion"
-    if "text" in columns:
-        return "text"
-    found = ", ".join(sorted(map(str, columns))) or "no columns"
+    for name, needed in NEEDED.items():  # perhaps the first records are all incomplete
+        if needed <= columns:
+            return name
+    named = ", ".join(sorted(map(str, columns))) or "no columns"
     raise UserError(
         f"{location}: expected records with instruction/input/output, prompt/completion, messages, conversations or "
-        f"text; found {found}. Rename the columns, or name the format with --format ({', '.join(FORMATS)})."
+        f"text; found {named}. Name the columns with --map (--map prompt=question --map completion=answer) or "
+        f"--text-column, or the format with --format ({', '.join(FORMATS)})."
     )
 
 
@@ -184,8 +185,13 @@ def to_conversation(record: Any, format_name: str) -> Conversation:
     """
     if not isinstance(record, Mapping):
         raise DocumentError("not_an_object", f"a record must be an object, found {type(record).__name__}.")
-    conversation = FORMATS[format_name](record)
-    parts = [conversation.text or ""] + [part for turn in conversation.turns for part in (turn.content, turn.context)]
+    try:
+        conversation = FORMATS[format_name](record)
+    except DocumentError as error:
+        raise _with_hint(error, record, format_name) from error
+    parts = [conversation.text or "", write_json(conversation.tools)]
+    for turn in conversation.turns:
+        parts += [turn.content, turn.context, turn.name, write_json(turn.tool_calls)]
     try:
         "".join(parts).encode()
     except UnicodeEncodeError as error:
@@ -195,6 +201,17 @@ def to_conversation(record: Any, format_name: str) -> Conversation:
     responses = [turn for turn in conversation.turns if turn.role == "assistant"]
     if not responses or conversation.turns[-1].role != "assistant":
         raise DocumentError("missing_response", "the conversation does not end with a response.")
-    if any(not turn.content.strip() for turn in responses):
+    if any(not turn.content.strip() and not turn.tool_calls for turn in responses):
         raise DocumentError("empty_response", "a response is empty.")
     return conversation
+
+
+def _with_hint(error: DocumentError, record: Mapping[str, Any], format_name: str) -> DocumentError:
+    """Say so where a record that fails has another format than the one it was read by."""
+    own = format_of(record)
+    if error.reason != "missing_field" or own in (None, format_name) or format_name == MIXED:
+        return error
+    return DocumentError(
+        "other_format",
+        f"{error} The record looks like {own}, not {format_name}; --format {MIXED} reads each by its own columns.",
+    )

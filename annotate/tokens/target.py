@@ -122,7 +122,7 @@ class TargetTokenizer:
         spans: list[np.ndarray] = []
         full_texts: list[str] = []
         for index, document in enumerate(documents):
-            prefix = [] if self._starts_with_prefix(document) else self.prefix
+            prefix = [] if self.starts_with_prefix(document) else self.prefix
             pieces.append(prefix)
             piece_supervised.append(False)
             piece_documents.append(index)
@@ -171,7 +171,7 @@ class TargetTokenizer:
             batch.source_rows[~supervised].tolist(),
         )
 
-    def _starts_with_prefix(self, document: Sequence[Segment]) -> bool:
+    def starts_with_prefix(self, document: Sequence[Segment]) -> bool:
         """Tell whether a chat template wrote the prefix itself."""
         if len(document) < len(self.prefix):
             return False
@@ -203,7 +203,7 @@ class TargetTokenizer:
 
     def _characters_kept(self, document: Sequence[Segment], max_length: int) -> int:
         """Return the number of characters that the first `max_length` tokens of a document cover."""
-        left = max_length - (0 if self._starts_with_prefix(document) else len(self.prefix))
+        left = max_length - (0 if self.starts_with_prefix(document) else len(self.prefix))
         characters = 0
         for segment in document:
             if left <= 0:

@@ -4,12 +4,12 @@ What enters: a `Conversation`. What leaves: segments in order, each with its tex
 tokens are segments of their own, so that no text of a record can turn into one. Next: `annotate.tokens.target`.
 """
 
-import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from annotate.records.conversations import Conversation, DocumentError, Turn
+from annotate.records.conversations import Conversation, Turn
+from annotate.records.messages import write_json
 from common.errors import UserError
 
 
@@ -47,6 +47,8 @@ def alpaca_prompts(turns: list[Turn]) -> list[str]:
         if turn.role == "assistant":
             prompts.append(f"{pending}### Response:\n")
             pending = "\n\n"
+        elif turn.role == "tool":
+            pending += f"### Tool{f' {turn.name}' if turn.name else ''}:\n{turn.content}\n\n"
         elif turn.role == "system":
             pending += f"{turn.content}\n\n"
         else:
@@ -66,10 +68,32 @@ def plain_prompts(turns: list[Turn]) -> list[str]:
             prompts.append(f"{pending}Assistant: ")
             pending = "\n"
         else:
-            name = "System" if turn.role == "system" else "User"
+            name = {"system": "System", "tool": f"Tool {turn.name}".strip()}.get(turn.role, "User")
             context = f"\n{turn.context}" if turn.context else ""
             pending += f"{name}: {turn.content}{context}\n"
     return prompts
+
+
+def response_text(turn: Turn) -> str:
+    """Return what the assistant writes: its text, then each tool call in the form that most open models are taught.
+
+    <tool_call>
+    {"name": "add", "arguments": {"a": 1, "b": 2}}
+    </tool_call>
+    """
+    calls = [f"<tool_call>\n{write_json(call)}\n</tool_call>" for call in turn.tool_calls]
+    return "\n".join([turn.content, *calls] if turn.content else calls) if calls else turn.content
+
+
+def with_tools(conversation: Conversation) -> list[Turn]:
+    """Return the turns, the descriptions of the tools at the end of the system message."""
+    turns = list(conversation.turns)
+    if conversation.tools:
+        described = "Tools:\n" + "\n".join(map(write_json, conversation.tools))
+        has_system = turns[0].role == "system"
+        content = f"{turns[0].content}\n\n{described}" if has_system else described
+        turns[: int(has_system)] = [Turn("system", content)]
+    return turns
 
 
 PROMPTS: dict[str, Callable[[list[Turn]], list[str]]] = {"alpaca": alpaca_prompts, "plain": plain_prompts}
@@ -88,6 +112,8 @@ def make_template(name: str, tokenizer: Any) -> Template:
         UserError: unknown name, no end-of-turn token, or a chat template that does not tell the assistant's tokens.
     """
     if name == "chat":
+        from annotate.tokens.chat import ChatTemplate
+
         return ChatTemplate(tokenizer)
     if name not in PROMPTS:
         raise UserError(f"--template {name}: expected one of {', '.join(TEMPLATES)}.")
@@ -99,115 +125,12 @@ def make_template(name: str, tokenizer: Any) -> Template:
     def render(conversation: Conversation) -> list[Segment]:
         if conversation.text is not None:
             return [Segment(conversation.text, supervised=True), end_of_turn]
-        responses = [turn.content for turn in conversation.turns if turn.role == "assistant"]
+        turns = with_tools(conversation)
+        responses = [turn for turn in turns if turn.role == "assistant"]
         segments = []
-        for prompt, response in zip(prompts(conversation.turns), responses, strict=True):
-            segments += [Segment(prompt, supervised=False), Segment(response, supervised=True), end_of_turn]
+        for prompt, turn in zip(prompts(turns), responses, strict=True):
+            response = Segment(response_text(turn), supervised=turn.trained)
+            segments += [Segment(prompt, supervised=False), response, replace(end_of_turn, supervised=turn.trained)]
         return segments
 
     return render
-
-
-class ChatTemplate:
-    """The tokenizer's own chat template.
-
-    The assistant's part is known exactly in one of two ways. Where the template holds `{% generation %}` markers, they
-    say it. Otherwise the conversation is rendered up to each response with the generation prompt, and up to and with
-    the response: the difference is the assistant's part when the one starts with the other and both with the final text
-    agree; when they do not, the record or the template is refused rather than guessed.
-
-    Of the assistant's part, everything through the first special token after the response (the end-of-turn token) is
-    supervised; what follows it, such as a line break, is not.
-    """
-
-    def __init__(self, tokenizer: Any):
-        if not tokenizer.chat_template:
-            raise UserError(
-                "--template chat: the tokenizer has no chat template. Use --template alpaca or plain, or a tokenizer "
-                "directory whose chat_template.jinja holds {% generation %} markers."
-            )
-        self.tokenizer = tokenizer
-        self.has_markers = re.search(r"\{%-?\s*generation\b", str(tokenizer.chat_template)) is not None
-        specials = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-        self.specials = specials
-        ordered = sorted(specials, key=len, reverse=True)
-        self.pattern = re.compile("|".join(map(re.escape, ordered))) if ordered else None
-        if not self.has_markers:
-            self._check_prefixes()
-
-    def _check_prefixes(self) -> None:
-        """Refuse at once a template for which the exact way without markers does not work."""
-        probe = [Turn("user", "a b"), Turn("assistant", "c d"), Turn("user", "e f"), Turn("assistant", "g h")]
-        try:
-            self(Conversation(probe))
-        except DocumentError as error:
-            raise UserError(
-                f"--template chat: the tokenizer's chat template has no {{% generation %}} markers, and {error} "
-                "Add the markers around the assistant's content and end-of-turn token, or use --template plain."
-            ) from error
-
-    def __call__(self, conversation: Conversation) -> list[Segment]:
-        if conversation.text is not None:
-            raise DocumentError("wrong_type", "--template chat needs messages; the record is plain text.")
-        messages = []
-        for turn in conversation.turns:
-            content = f"{turn.content}\n{turn.context}" if turn.context else turn.content
-            messages.append({"role": turn.role, "content": content})
-        try:
-            rendered, spans = self._with_markers(messages) if self.has_markers else self._by_prefixes(messages)
-        except DocumentError:
-            raise
-        except Exception as error:  # a template raises for roles or orders that it does not allow
-            raise DocumentError("template_error", f"the chat template refuses the conversation: {error}") from error
-        return self._segments(rendered, spans)
-
-    def _render(self, messages: list[dict[str, str]], prompt: bool = False) -> str:
-        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
-
-    def _with_markers(self, messages: list[dict[str, str]]) -> tuple[str, list[tuple[int, int]]]:
-        from transformers.utils.chat_template_utils import render_jinja_template
-
-        rendered, spans = render_jinja_template(
-            [messages],
-            chat_template=self.tokenizer.chat_template,
-            return_assistant_tokens_mask=True,
-            **self.tokenizer.special_tokens_map,
-        )
-        return rendered[0], [(start, end) for start, end in spans[0]]
-
-    def _by_prefixes(self, messages: list[dict[str, str]]) -> tuple[str, list[tuple[int, int]]]:
-        whole, spans = self._render(messages), []
-        for index, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
-            before, through = self._render(messages[:index], prompt=True), self._render(messages[: index + 1])
-            if not (through.startswith(before) and whole.startswith(through)):
-                raise DocumentError(
-                    "template_error",
-                    "the assistant's tokens cannot be told exactly: an earlier part is rendered differently later on.",
-                )
-            spans.append((len(before), len(through)))
-        return whole, spans
-
-    def _segments(self, rendered: str, spans: list[tuple[int, int]]) -> list[Segment]:
-        segments, end_of_last = [], 0
-        for start, end in spans:
-            segments += self._split(rendered[end_of_last:start], supervised=False)
-            inside = self._split(rendered[start:end], supervised=True)
-            stop = next((i for i, segment in enumerate(inside) if segment.special), len(inside) - 1)
-            segments += inside[: stop + 1]
-            segments += [Segment(part.text, False, part.special) for part in inside[stop + 1 :]]
-            end_of_last = end
-        return segments + self._split(rendered[end_of_last:], supervised=False)
-
-    def _split(self, text: str, supervised: bool) -> list[Segment]:
-        """Cut the special tokens out of a rendered text."""
-        pieces, at = [], 0
-        for match in self.pattern.finditer(text) if self.pattern else ():
-            if match.start() > at:
-                pieces.append(Segment(text[at : match.start()], supervised))
-            pieces.append(Segment(match.group(), supervised, special=True))
-            at = match.end()
-        if at < len(text):
-            pieces.append(Segment(text[at:], supervised))
-        return pieces

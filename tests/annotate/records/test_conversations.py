@@ -62,7 +62,7 @@ def test_text_is_one_supervised_piece():
         ("messages", {"messages": ["q"]}, "wrong_type"),
         ("messages", {"messages": []}, "missing_response"),
         ("messages", {"messages": [{"role": "user", "content": "q"}]}, "missing_response"),
-        ("messages", {"messages": [{"role": "tool", "content": "q"}]}, "unknown_role"),
+        ("messages", {"messages": [{"role": "wizard", "content": "q"}]}, "unknown_role"),
         ("messages", {"messages": [{"role": "assistant"}]}, "missing_field"),
         (
             "messages",
