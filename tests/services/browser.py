@@ -121,4 +121,6 @@ def expected(page: Any, eta: float, ties: str = "threshold") -> dict[str, int]:
 def requests_made(page: Any) -> list[str]:
     messages = [json.loads(entry["message"])["message"] for entry in page.get_log("performance")]
     urls = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
-    return [url for url in urls if not url.startswith(("chrome:", "data:"))]  # the browser's own first tab
+    return [
+        url for url in urls if not url.startswith(("chrome:", "chrome-untrusted:", "data:"))
+    ]  # the browser's own first tab
