@@ -18,6 +18,11 @@ from transformers import TrainerCallback
 
 RANKS = 2
 TIMEOUT_S = 240  # below pytest's own
+# What FSDP2 calls, by torch's names before and since 2.13.
+COLLECTIVES = {
+    "reduced": ("reduce_scatter_tensor", "reduce_scatter_single"),
+    "gathered": ("all_gather_into_tensor", "all_gather_single"),
+}
 
 
 def launch(folder: Path, runs: dict[str, dict[str, Any]], fsdp: bool = False, num_ranks: int = RANKS) -> None:
@@ -124,7 +129,23 @@ def _run(folder: Path, tokenizer: Any, resume_at: int = 0, evaluate: bool = Fals
         return fetched
 
     trainer.get_batch_samples = recorded
-    trainer.train(resume_from_checkpoint=str(output / f"checkpoint-{resume_at}") if resume_at else None)
+    dtypes: dict[str, set[str]] = {}
+    tokens = trainer._tokens
+
+    def tokens_of(outputs, *arguments):
+        dtypes.setdefault("log_probs", set()).add(str(outputs.log_probs.dtype))
+        return tokens(outputs, *arguments)
+
+    trainer._tokens = tokens_of
+    collectives = {name: getattr(dist, name) for names in COLLECTIVES.values() for name in names if hasattr(dist, name)}
+    for kind, names in COLLECTIVES.items():
+        for name in set(names) & set(collectives):
+            setattr(dist, name, _noted(collectives[name], dtypes.setdefault(kind, set())))
+    try:
+        trainer.train(resume_from_checkpoint=str(output / f"checkpoint-{resume_at}") if resume_at else None)
+    finally:
+        for name, function in collectives.items():
+            setattr(dist, name, function)
     evaluation = trainer.evaluate() if evaluate else None
     everywhere: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everywhere, (fed, counts))
@@ -135,8 +156,20 @@ def _run(folder: Path, tokenizer: Any, resume_at: int = 0, evaluate: bool = Fals
         "redone": trainer.redone.num_redone_steps,
         "fed": [rank[0] for rank in everywhere],
         "counts": [rank[1] for rank in everywhere],
+        "dtypes": {name: sorted(seen) for name, seen in dtypes.items()},
         "wrapped": type(trainer.model_wrapped).__name__,
     }
+
+
+def _noted(function: Any, seen: set[str]) -> Any:
+    """Return a collective that notes the dtypes of the tensors it is given."""
+
+    def noted(*arguments: Any, **keywords: Any) -> Any:
+        tensors = [value for value in (*arguments, *keywords.values()) if isinstance(value, torch.Tensor)]
+        seen.update(str(tensor.dtype) for tensor in tensors if tensor.dtype.is_floating_point)
+        return function(*arguments, **keywords)
+
+    return noted
 
 
 def _whole(value: torch.Tensor) -> torch.Tensor:
@@ -156,6 +189,8 @@ def _let_accelerate_shard_on_cpu() -> None:
         if fsdp_plugin is not None:
             self.distributed_type = DistributedType.FSDP
             self.fsdp_plugin = fsdp_plugin
+            if self._mixed_precision != "no":  # as it does where there is an accelerator
+                fsdp_plugin.set_mixed_precision(self._mixed_precision)
 
     state.AcceleratorState.__init__ = patched
 

@@ -21,6 +21,7 @@ from common.errors import UserError
 from common.manifest import TOKENIZER_NAME
 from common.shards import ShardDirectory
 from common.tokenizers import require_fast, tokenizer_fingerprint
+from train.loop.devices import device_map
 from train.settings.config import GOConfig
 
 TINY = "tiny"
@@ -73,8 +74,7 @@ def load_model(name: str, tokenizer: PreTrainedTokenizerBase, args: GOConfig, mo
     quantization = get_quantization_config(model)
     if quantization is not None:
         options["quantization_config"] = quantization
-    if args.world_size > 1:
-        options["device_map"] = None
+    options["device_map"] = device_map(args, options.get("device_map"), quantization is not None)
     try:
         return create_model_from_path(on_disk(name), **options)
     except (OSError, ValueError, KeyError, ImportError) as error:

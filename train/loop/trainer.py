@@ -21,10 +21,12 @@ from train.data.collate import COUNTS, EXTRA_KEYS, IGNORED_LABEL, GroupCollator,
 from train.data.held_out import TOKEN_NUMBER
 from train.data.loading import IMPORTANT, REFERENCE_LOSS
 from train.data.sampler import FilledDataset, filled_order
+from train.loop.devices import one_device
 from train.loop.expected_loss import TokenLosses
 from train.loop.held_out import HeldOutLosses
 from train.loop.isolation import check_isolation
 from train.loop.resume import ResumableTrainer
+from train.loop.sharding import keep_sums_exact
 from train.loop.step import Redone, Step, begin_step, random_state, replayed, wrong_batches
 from train.objectives import OBJECTIVES
 from train.objectives.base import worst_group
@@ -68,6 +70,7 @@ class GOTrainer(ResumableTrainer):
         if compute_loss_func is not None and args.objective != "sft":
             problems.append(f"compute_loss_func would bypass objective {args.objective}; pass none.")
         raise_together(problems)
+        one_device(args)
         self.objective = OBJECTIVES[args.objective](args)
         args.dataset_kwargs = {"skip_prepare_dataset": True}  # the rows are tokenized and cut already
         if args.padding_free and not args.packing:
@@ -94,8 +97,9 @@ class GOTrainer(ResumableTrainer):
             )
         if args.objective != "sft":  # accelerate may have been configured elsewhere than in the arguments
             raise_together(parallelism_problems(self.accelerator.parallelism_config) + self._deepspeed_problems())
+        keep_sums_exact(self.accelerator)
         if self.padding_free:
-            check_isolation(self.model, self.data_collator)
+            check_isolation(self.model, self.data_collator, self.accelerator.autocast)
         # TRL refuses a collator of one's own with padding-free batches, so its own is wrapped after the fact.
         self.data_collator = GroupCollator(self.data_collator, args.eta, args.resolved_select_over)
         if args.objective != "sft":
