@@ -20,10 +20,11 @@ from common.shards import ShardDirectory
 from train.data.held_out import DOCUMENTS_NAME, evaluation_facts, load_held_out
 from train.data.loading import TrainingData, load_data, open_shards, plan_groups
 from train.data.yardsticks import plan_yardsticks
+from train.loop.devices import one_device
 from train.loop.held_out import held_out_losses
 from train.loop.memory import keep_freed_memory
 from train.loop.models import CHECKPOINTING_FROM, load_model, load_tokenizer
-from train.loop.resume import checkpoints, find_checkpoint, is_complete, open_checkpoint
+from train.loop.resume import checkpoints, find_checkpoint, find_fault, open_checkpoint
 from train.loop.trainer import GOTrainer
 from train.reports.console import ConsoleCallback, MetricsCallback
 from train.reports.files import CURVES_NAME, RUN_NAME, device_name, draw_curves, final_metrics, write_run
@@ -49,6 +50,7 @@ def run(configuration: Configuration) -> Path:
     eval_eta = args.eta if settings.eval_eta is None else settings.eval_eta
     yardsticks = plan_yardsticks(shards, settings.eval_groupers, eval_eta, args.resolved_ties)
     tokenizer = load_tokenizer(settings.model, shards[0], args, model_args)
+    device = one_device(args)
     output, checkpoint = _output_dir(configuration, plan.column, shards[0].path.name)
     args.output_dir = str(output)
     _check_length(args, shards)
@@ -61,6 +63,12 @@ def run(configuration: Configuration) -> Path:
             held_out = load_held_out(shards, yardsticks, *chosen)
             data = data._replace(eval=held_out.numbered(data.eval))
         data = _packed(data, args)
+    a_round = args.per_device_train_batch_size * args.world_size
+    if args.dataloader_drop_last and len(data.train) < a_round:
+        raise UserError(
+            f"--dataloader_drop_last: {len(data.train):,} rows do not fill a batch of {a_round:,}, so nothing would be "
+            "trained; remove the flag, or lower --per_device_train_batch_size."
+        )
     if args.device.type == "cpu":
         keep_freed_memory()
     model = load_model(settings.model, tokenizer, args, model_args)
@@ -91,8 +99,11 @@ def run(configuration: Configuration) -> Path:
         for note in (note for directory in shards for note in directory.notes):
             print(note, flush=True)
         print("\n".join(preflight_lines(data.report, plan, args, trainer.accelerator.num_processes)), flush=True)
-        print("\n".join(_beginning(configuration, checkpoint)), flush=True)
+        lines = [f"  device {device}"] if device else []
+        print("\n".join([*lines, *_beginning(configuration, checkpoint)]), flush=True)
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    if not trainer.state.global_step:
+        raise UserError(f"no optimizer step was made, so {output} holds no finished run; give more steps or epochs.")
     trainer.save_model(str(output))
     losses = held_out_losses(trainer, held_out) if held_out else None
     trainer.save_state()
@@ -199,10 +210,11 @@ def _beginning(configuration: Configuration, checkpoint: Path | None) -> list[st
     if checkpoint is not None:
         lines.append(f"  going on from {checkpoint}")
     elif args.resume_from_checkpoint:
-        lines.append(f"  no complete checkpoint in {args.output_dir} yet, so from the first step")
+        lines.append(f"  no whole checkpoint in {args.output_dir} yet, so from the first step")
     if args.resume_from_checkpoint is True:
-        later = [path for path in checkpoints(Path(args.output_dir)) if not is_complete(path)]
-        lines += [f"  passed over {path}: not written to its end" for path in later]
+        held = checkpoints(Path(args.output_dir))
+        later = held[held.index(checkpoint) + 1 :] if checkpoint in held else held
+        lines += [f"  passed over {path}: {fault}" for path in later if (fault := find_fault(path))]
     return lines
 
 

@@ -6,7 +6,8 @@ log lines): everything else that the next step or the next log line depends on, 
 was started with. A resume with others is refused with what changed.
 
 A checkpoint is complete when both `resume.json` and `trainer_state.json` can be read: transformers writes the latter
-last, after every rank has written its part. What a kill left half-written is passed over.
+last, after every rank has written its part. It is whole when its files are also what was written (`checksums.py`). What
+a kill left half-written, and what was damaged since, is passed over.
 """
 
 import json
@@ -21,6 +22,7 @@ from trl import SFTTrainer
 
 from common.errors import UserError
 from common.files import write_json
+from train.loop.checksums import CHECKSUMS_NAME, add_checksum, find_damage, write_checksums
 
 RESUME_NAME = "resume.json"
 
@@ -46,8 +48,15 @@ SPLIT = ("per_device_train_batch_size", "gradient_accumulation_steps")
 
 
 def find_checkpoint(directory: Path) -> Path | None:
-    """Return the newest complete checkpoint in `directory`, or None."""
-    return next((path for path in reversed(checkpoints(directory)) if is_complete(path)), None)
+    """Return the newest whole checkpoint in `directory`, or None."""
+    return next((path for path in reversed(checkpoints(directory)) if find_fault(path) is None), None)
+
+
+def find_fault(checkpoint: Path) -> str | None:
+    """Return why a checkpoint cannot be continued, as a clause; None where it is whole."""
+    if not is_complete(checkpoint):
+        return "not written to its end"
+    return find_damage(checkpoint)
 
 
 def checkpoints(directory: Path) -> list[Path]:
@@ -82,7 +91,12 @@ def open_checkpoint(checkpoint: Path) -> dict[str, Any]:
         raise UserError(
             f"--resume_from_checkpoint {checkpoint}: expected a complete checkpoint of `train run`, with {RESUME_NAME} "
             f"and {TRAINER_STATE_NAME}. It was not written to its end, or with --save_only_model, or by another "
-            "program. Give true for the newest complete one of --output_dir, or start anew with --model."
+            "program. Give true for the newest whole one of --output_dir, or start anew with --model."
+        )
+    if damage := find_damage(checkpoint):
+        raise UserError(
+            f"--resume_from_checkpoint {checkpoint}: {damage}. Give true for the newest whole one of --output_dir, or "
+            "restore the file."
         )
     return json.loads((checkpoint / RESUME_NAME).read_text(encoding="utf-8"))
 
@@ -121,10 +135,10 @@ class ResumableTrainer(SFTTrainer):
         self.add_callback(_Continue(self))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **keywords: Any) -> Any:
-        """Train; `resume_from_checkpoint` is a checkpoint, or True for the newest complete one, if there is any.
+        """Train; `resume_from_checkpoint` is a checkpoint, or True for the newest whole one, if there is any.
 
         Raises:
-            UserError: the checkpoint cannot be continued, or was made with other settings or data.
+            UserError: the checkpoint cannot be continued or is damaged, or was made with other settings or data.
         """
         checkpoint = resume_from_checkpoint or None
         if checkpoint is True:
@@ -150,11 +164,14 @@ class ResumableTrainer(SFTTrainer):
             )
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Make a checkpoint that is about to be written over incomplete first."""
-        path = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}" / RESUME_NAME
+        """Make a checkpoint that is about to be written over incomplete first; write down what its files were."""
+        path = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         if self.args.should_save:
-            path.unlink(missing_ok=True)
+            (path / RESUME_NAME).unlink(missing_ok=True)
+            (path / CHECKSUMS_NAME).unlink(missing_ok=True)
         super()._save_checkpoint(model, trial)
+        if self.args.should_save and (path / CHECKSUMS_NAME).exists():  # not with --save_only_model
+            add_checksum(path, TRAINER_STATE_NAME)
 
     def _save_rng_state(self, output_dir: str) -> None:
         """Write what transformers does not, and wait until every rank has written its part."""
@@ -164,7 +181,10 @@ class ResumableTrainer(SFTTrainer):
         content = self._progress()
         if self.args.should_save:
             write_json(Path(output_dir) / RESUME_NAME, content)
-        self.accelerator.wait_for_everyone()  # the caller now writes trainer_state.json, which completes the checkpoint
+        self.accelerator.wait_for_everyone()  # every rank's part is there
+        if self.args.should_save:
+            write_checksums(Path(output_dir), without=[TRAINER_STATE_NAME])
+        # The caller now writes trainer_state.json, which completes the checkpoint.
 
     def _progress(self) -> dict[str, Any]:
         loss = self._sum_over_ranks(self._tr_loss.detach().clone()) / self.accelerator.num_processes

@@ -141,8 +141,10 @@ def replayed(states: dict[str, Tensor], device: torch.device) -> Iterator[None]:
     """Run a forward pass again as it was run before, with the same dropout; what is drawn afterwards stays the same."""
     now = random_state(device)
     _set_random_state(states)
-    yield
-    _set_random_state(now)
+    try:
+        yield
+    finally:
+        _set_random_state(now)
 
 
 def _set_random_state(states: dict[str, Tensor]) -> None:

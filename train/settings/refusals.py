@@ -59,6 +59,7 @@ def training_problems(args: Any, names: Collection[str]) -> list[str]:
     """Return what is wrong with a `GOConfig`; `names` are the objectives there are."""
     found = args.problems(tuple(names))
     found += _against_the_shards(args) + _without_effect(args) + _against_resuming(args) + _against_the_counts(args)
+    found += _against_no_training(args)
     if args.objective != "sft" and args.objective in names:
         found += _bypassing(args)
     return found
@@ -203,6 +204,14 @@ def _against_the_counts(args: Any) -> list[str]:
     if getattr(accelerate, "use_seedable_sampler", True) is False:
         found.append("--accelerator_config: use_seedable_sampler false gives an order that no resumed run finds again.")
     return found
+
+
+def _against_no_training(args: Any) -> list[str]:
+    if args.max_steps == 0:
+        return ["--max_steps 0: nothing would be trained; give at least 1, or remove the flag for --num_train_epochs."]
+    if args.max_steps < 0 and args.num_train_epochs <= 0:
+        return [f"--num_train_epochs {args.num_train_epochs:g}: nothing would be trained; give more than 0."]
+    return []
 
 
 def _with_the_tiny_model(args: Any, model: ModelConfig) -> list[str]:

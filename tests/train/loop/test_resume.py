@@ -141,7 +141,7 @@ class TestKilled:
             assert files[1]["final_metrics"][name] == pytest.approx(files[0]["final_metrics"][name], abs=1e-6)
 
     def test_what_happened_is_said(self, runs):
-        assert "no complete checkpoint in" in (runs / "go-1.log").read_text()
+        assert "no whole checkpoint in" in (runs / "go-1.log").read_text()
         assert f"going on from {runs / 'go-2' / 'checkpoint-3'}" in (runs / "go-2.log").read_text()
         assert f"passed over {runs / 'go-4' / 'checkpoint-6'}" in (runs / "go-4.log").read_text()
         assert f"going on from {runs / 'go-5' / 'checkpoint-9'}" in (runs / "go-5.log").read_text()
