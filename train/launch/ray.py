@@ -4,6 +4,10 @@ What enters: the words of the command line. What leaves: what `train run` leaves
 the words again and calls the same `run`, with its rank in the environment as `torchrun` would have put it there, so all
 that is true of a run under `torchrun` is true here.
 
+A worker that dies (its node is taken away, it runs out of memory, a GPU falls off the bus) takes its group with it: Ray
+Train starts the group again, on the nodes that are left, and it goes on from the last whole checkpoint. A mistake that
+the user can mend is no such failure: it is told at once.
+
 Nothing is sent but the words and the working directory. On a cluster, shards, models and the output directory must be
 on a file system that all nodes see under the same names, and the project must be installed on them.
 """
@@ -19,6 +23,9 @@ from common.errors import UserError
 from train.settings.arguments import Said, gather
 
 STORAGE_NAME = ".ray"  # what Ray Train writes of its own, gone when the run has ended
+NOTES_NAME = "notes"  # in there: which ranks have started, and what they refused
+MAX_FAILURES = 3  # of the worker group, before the run counts as failed
+_RESUME_WORDS = ("none", "true", "yes", "1", "false", "no", "0")  # values of the flag that are no checkpoint's path
 PASSED_ON = ("OMP_NUM_THREADS", "HF_HOME", "HF_TOKEN", "HF_HUB_OFFLINE", "WANDB_API_KEY")
 
 
@@ -76,7 +83,7 @@ def launch(arguments: Sequence[str], wish: Launch) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     import ray
-    from ray.train import RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     from train.settings import config
@@ -87,18 +94,26 @@ def launch(arguments: Sequence[str], wish: Launch) -> None:
     if owns_ray:
         _start(ray, wish)
     storage = wish.output / STORAGE_NAME
+    shutil.rmtree(storage, ignore_errors=True)  # of a launch that was killed
     try:
         resources = ray.cluster_resources()
         use_gpu = _has_gpus(resources, wish)
         # Ray gives a worker as many threads as CPUs. What one machine has is shared out; nodes may be of any size.
         num_cpus = 1 if wish.address else int(resources["CPU"]) // wish.num_workers
         each = {"CPU": num_cpus, "GPU": 1} if use_gpu else {"CPU": num_cpus}
-        storage.mkdir(parents=True, exist_ok=True)
+        (storage / NOTES_NAME).mkdir(parents=True, exist_ok=True)
         trainer = TorchTrainer(
             _work,
-            train_loop_config={"arguments": list(arguments), "argv": sys.argv, "directory": os.getcwd()},
+            train_loop_config={
+                "arguments": list(arguments),
+                "argv": sys.argv,
+                "directory": os.getcwd(),
+                "notes": str(storage / NOTES_NAME),
+            },
             scaling_config=ScalingConfig(num_workers=wish.num_workers, use_gpu=use_gpu, resources_per_worker=each),
-            run_config=RunConfig(name="run", storage_path=str(storage)),
+            run_config=RunConfig(
+                name="run", storage_path=str(storage), failure_config=FailureConfig(max_failures=MAX_FAILURES)
+            ),
         )
         trainer.fit()
     except Exception as error:
@@ -167,7 +182,35 @@ def _work(job: dict[str, Any]) -> None:
     sys.argv = job["argv"]  # for run.json
     from train.cli import dispatch
 
-    dispatch(["run", *job["arguments"]])
+    notes, rank = Path(job["notes"]), os.environ["RANK"]
+    try:
+        dispatch(["run", *words_of(job["arguments"], notes, rank)])
+    except UserError as error:
+        (notes / f"refused-{rank}").write_text(str(error), encoding="utf-8")
+        raise
+
+
+def words_of(arguments: Sequence[str], notes: Path, rank: str) -> list[str]:
+    """Return a worker's words: those that were typed; where its group starts again, also to go on from a checkpoint.
+
+    `notes` is a directory that all starts of the group share. A rank that finds its own note there was started before.
+
+    Raises:
+        UserError: what a worker raised before, so that no restart tries it again.
+    """
+    for told in sorted(notes.glob("refused-*")):
+        raise UserError(told.read_text(encoding="utf-8"))
+    note = notes / f"started-{rank}"
+    if not note.exists():
+        note.touch()
+        return list(arguments)
+    from train.loop.resume import find_checkpoint
+
+    said = gather(arguments, 1)
+    begun_elsewhere = str(_said(said, "resume_from_checkpoint")).lower() not in _RESUME_WORDS
+    if begun_elsewhere and find_checkpoint(Path(_said(said, "output_dir"))) is None:
+        return list(arguments)
+    return [*arguments, "--resume_from_checkpoint", "true"]
 
 
 def _user_error(error: BaseException | None) -> UserError | None:

@@ -1,10 +1,13 @@
 """`train run` in several processes, through the real commands: torchrun, and Ray on a cluster of two nodes."""
 
+import contextlib
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
+import psutil
 import pytest
 from safetensors.torch import load_file
 
@@ -12,7 +15,7 @@ from common.errors import UserError
 from tests.train.loop.test_exactness import sparse_shards
 from tests.train.runs import make_trainer, small_model
 from train.launch import ray as ray_launch
-from train.launch.ray import Launch, wanted
+from train.launch.ray import Launch, wanted, words_of
 
 FLAGS = [
     *("--shards", "shards", "--grouper", "first", "--model", "tiny", "--max_steps", "4"),
@@ -23,7 +26,7 @@ FLAGS = [
 PYTHON = Path(sys.executable).parent
 
 
-def run(directory, *command):
+def run(directory, *command, timeout_s=240):
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
@@ -35,7 +38,7 @@ def run(directory, *command):
         words, cwd=directory, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     try:
-        stdout, stderr = process.communicate(timeout=240)
+        stdout, stderr = process.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired:
         process.terminate()  # torchrun ends its processes, which killing it would leave behind
         stdout, stderr = process.communicate()
@@ -87,6 +90,48 @@ class TestTwoProcesses:
         finally:
             cluster.shutdown()
 
+    @pytest.mark.timeout(600)
+    def test_ray_starts_a_group_again_whose_worker_was_killed(self, alone):
+        """SIGKILL to one of two workers behind the checkpoint of step 2: the run ends as if nothing had happened."""
+        words = [PYTHON / "train", "run", *FLAGS, "--save_strategy", "steps", "--save_steps", "2", "--use_cpu"]
+        words += ["--max_steps", "16", "--learning_rate", "0.01"]  # at 0.3, rounding grows from step to step
+        run(alone, *words, "--output_dir", "unbroken")
+        with killing_a_worker(alone / "broken") as killed:
+            done = run(
+                alone, *words, "--workers", "2", "--global_batch_size", "8", "--output_dir", "broken", timeout_s=500
+            )
+        assert killed, "the run was over before a worker could be killed"
+        assert done.returncode == 0, done.stderr[-5000:]
+        assert "going on from" in done.stdout + done.stderr
+        expected, found = (load_file(alone / name / "model.safetensors") for name in ("unbroken", "broken"))
+        assert max((expected[name] - found[name]).abs().max().item() for name in expected) < 1e-4
+        assert not (alone / "broken" / ".ray").exists()
+
+
+@contextlib.contextmanager
+def killing_a_worker(output):
+    """Kill one of a run's Ray workers as soon as the run has a checkpoint; yields a list that then holds its pid."""
+    killed, over = [], threading.Event()
+
+    def watch():
+        while not over.wait(0.05):
+            if not any(output.glob("checkpoint-*/trainer_state.json")):
+                continue
+            for process in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    if "RayTrainWorker" in " ".join(process.cmdline()):
+                        process.kill()
+                        killed.append(process.pid)
+                        return
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield killed
+    finally:
+        over.set()
+        thread.join()
+
 
 def test_processes_that_were_not_joined_are_refused(tmp_path, tokenizer, monkeypatch):
     """What accelerate makes of a launcher that it does not know: every process a run of its own, all of one name."""
@@ -131,6 +176,21 @@ class TestWhatIsAskedOfRay:
             wanted(["--workers", "2", "--output_dir", "x"])
         monkeypatch.setenv("SFT_GO_RAY_WORKER", "1")  # in a worker, where the words are the same
         assert wanted(["--workers", "2", "--output_dir", "x"]) is None
+
+    def test_the_words_of_a_group_that_is_started_again(self, tmp_path):
+        output, words = tmp_path / "out", ["--output_dir", str(tmp_path / "out"), "--max_steps", "4"]
+        assert words_of(words, tmp_path, "0") == words
+        assert words_of(words, tmp_path, "1") == words
+        assert words_of(words, tmp_path, "1") == [*words, "--resume_from_checkpoint", "true"]
+        elsewhere = [*words, "--resume_from_checkpoint", str(tmp_path / "other" / "checkpoint-2")]
+        assert words_of(elsewhere, tmp_path, "1") == elsewhere  # the run has no checkpoint of its own yet
+        (output / "checkpoint-3").mkdir(parents=True)
+        for name in ("resume.json", "trainer_state.json"):
+            (output / "checkpoint-3" / name).write_text("{}")
+        assert words_of(elsewhere, tmp_path, "1") == [*elsewhere, "--resume_from_checkpoint", "true"]
+        (tmp_path / "refused-0").write_text("--eta: expected a share")
+        with pytest.raises(UserError, match="--eta: expected a share"):
+            words_of(words, tmp_path, "1")
 
     @pytest.mark.parametrize(
         ("resources", "workers", "use_cpu", "expected"),
