@@ -171,7 +171,7 @@ def run(
         compressor_model=compressor_model,
         reference_model=reference_model,
         base_model=base_model,
-        dtype=dtype,
+        dtype=dtype,  # type: ignore[arg-type]  # checked where it is read
         batch_tokens=batch_tokens,
         package_parity=package_parity or None,
         device=device,

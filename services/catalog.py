@@ -126,9 +126,9 @@ def _targets(settings: Settings) -> list[tuple[Target, Path | None, Manifest | N
         check_max_length(settings.max_length, tokenizer)
         name = short_name(settings.tokenizer)
         return [(Target(name, tokenizer, settings.template, settings.max_length), None, None)]
-    found = []
+    found: list[tuple[Target, Path | None, Manifest | None]] = []
     for state in settings.state:
-        name, text = split_name(state)
+        given, text = split_name(state)
         directory = Path(text)
         manifest = load_manifest(directory)
         tokenizer = TargetTokenizer(str(directory / TOKENIZER_NAME))
@@ -137,7 +137,7 @@ def _targets(settings: Settings) -> list[tuple[Target, Path | None, Manifest | N
                 f"{directory / TOKENIZER_NAME}: expected the tokenizer that the shards were made with (fingerprint "
                 f"{manifest.tokenizer.fingerprint[:12]}), found another ({tokenizer.fingerprint[:12]}). Annotate again."
             )
-        name = name or short_name(manifest.tokenizer.name)
+        name = given or short_name(manifest.tokenizer.name)
         found.append((Target(name, tokenizer, manifest.template, manifest.max_length), directory, manifest))
     return found
 

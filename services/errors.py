@@ -85,7 +85,8 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def on_http_exception(request: Request, error: HTTPException) -> Response:
         word = words.get(error.status_code, "invalid_input" if error.status_code < 500 else "internal")
-        return error_response(error.status_code, word, str(error.detail), error.headers)
+        headers = dict(error.headers) if error.headers else None
+        return error_response(error.status_code, word, str(error.detail), headers)
 
 
 def describe(problems: Any, most: int = 3) -> str:

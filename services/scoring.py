@@ -84,8 +84,8 @@ def add_scoring(app: FastAPI, settings: Settings, catalog: Catalog) -> None:
                 raise ApiError("internal", f"{column.name} failed on this request; the server log says how.") from error
             raise
         note(request, tokens=num_tokens)
-        content = await work(num_tokens <= SHORT_TOKENS, write_response, asked, column, documents, scored)
-        return Response(content, media_type="application/json")
+        written = await work(num_tokens <= SHORT_TOKENS, write_response, asked, column, documents, scored)
+        return Response(written, media_type="application/json")
 
     @app.get("/v1/groupers", response_model=list[GrouperEntry], responses=documented(401), tags=["scoring"])
     async def groupers(request: Request) -> list[GrouperEntry]:

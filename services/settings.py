@@ -131,7 +131,7 @@ class Settings:
         return sorted(name for name in environment if name.startswith(PREFIX) and name not in known)
 
 
-_KINDS = {int: "a whole number", int | None: "a whole number", float: "a number", bool: "true or false"}
+_KINDS: dict[Any, str] = {int: "a whole number", int | None: "a whole number", float: "a number", bool: "true or false"}
 
 
 def _parse(text: str, kind: Any) -> Any:

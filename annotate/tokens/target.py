@@ -187,7 +187,7 @@ class TargetTokenizer:
         keep = positions < max_length
         texts = list(batch.texts)
         cut = np.flatnonzero(lengths > max_length)
-        for index in cut:
+        for index in cut.tolist():
             texts[index] = texts[index][: self._characters_kept(documents[index], max_length)]
         kept = np.minimum(lengths, max_length)
         truncated = TokenBatch(

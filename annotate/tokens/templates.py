@@ -58,7 +58,7 @@ def alpaca_prompts(turns: list[Turn]) -> list[str]:
 
 
 def plain_prompts(turns: list[Turn]) -> list[str]:
-    """Return the text before each response in the form `User: …\\nAssistant: …` (paper appendix I).
+    r"""Return the text before each response in the form `User: …\nAssistant: …` (paper appendix I).
 
     The space after `Assistant:` belongs to the prompt, so that the supervised tokens are exactly the response.
     """

@@ -167,13 +167,14 @@ class Compressor:
 
 def _one_ahead(pool: Executor, function: Callable[[Any], Any], items: list[Any]) -> Iterator[Any]:
     """Yield `function` of each item in order; while the caller works on one result, `pool` makes the next."""
-    following = pool.submit(function, items[0]) if items else None
+    if not items:
+        return
+    following = pool.submit(function, items[0])
     for item in items[1:]:
         result = following.result()
         following = pool.submit(function, item)
         yield result
-    if following is not None:
-        yield following.result()
+    yield following.result()
 
 
 def _windows(texts: list[str]) -> list[list[str]]:

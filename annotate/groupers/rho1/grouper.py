@@ -104,7 +104,8 @@ class Rho1(Grouper):
             if name is None:
                 continue
             if not is_local(name, flag):
-                checkpoints.append(Checkpoint(role, name, name, revision))  # a commit: the hub gives the same content
+                # A commit: the hub gives the same content.
+                checkpoints.append(Checkpoint(role, name, name, str(revision)))
                 continue
             found = Checkpoint.find(role, name, options.tokenizer_fingerprint)
             if found.revision != revision:
