@@ -199,16 +199,31 @@ def run(
 
 @app.command()
 def verify(
-    shards: Annotated[Path, typer.Argument(help="A shard directory.")],
+    shards: Annotated[str, typer.Argument(help="A shard directory: a path or a URL.")],
+    repair: Annotated[
+        bool,
+        typer.Option("--repair", help="Make again what can be made again, and say what cannot."),
+    ] = False,
 ) -> None:
-    """Check shards against the manifest: sizes, checksums, schema, counts, finite scores.
+    """Check every file of a shard directory against the manifest, and the shards' schema, counts and scores.
 
-    Exit code 0: the directory is whole. Exit code 1: the error names every shard that is wrong, and how.
+    Exit code 0: the directory is whole. Exit code 1: the error names every file that is wrong, and how.
     """
-    from annotate.run.verification import verify_shards
+    from annotate.run.repairs import repair as repair_shards
+    from annotate.run.verification import examine, refuse_damage
 
-    manifest = verify_shards(shards)
-    counts, number = manifest.counts, len(manifest.shards)
+    if repair:
+        repairs = repair_shards(shards)
+        for sentence in repairs.mended:
+            print(f"mended: {sentence}")
+        for sentence in repairs.left:
+            print(f"not mended: {sentence}", file=sys.stderr)
+    found = examine(shards)
+    for note in found.notes:
+        print(note)
+    refuse_damage(shards, [item.problem for item in found.damage])
+    manifest, number = found.manifest, len(found.manifest.shards)
+    counts = manifest.counts
     print(
         f"{shards}: {number:,} {'shard is' if number == 1 else 'shards are'} whole: {counts.documents:,} documents, "
         f"{counts.tokens:,} tokens, score columns {', '.join(manifest.columns)}."
@@ -217,7 +232,7 @@ def verify(
 
 @app.command()
 def inspect(
-    shards: Annotated[Path, typer.Argument(help="A shard directory.")],
+    shards: Annotated[str, typer.Argument(help="A shard directory: a path or a URL.")],
     grouper: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option(help="A score column; several stand side by side. Default: all."),
@@ -255,7 +270,7 @@ def serve(
     state: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option(
-            help="A shard directory: its tokenizer, template and groupers. Several: name=DIR each.",
+            help="A shard directory, a path or a URL: its tokenizer, template and groupers. Several: name=DIR each.",
             rich_help_panel=SCORES,
         ),
     ] = None,

@@ -6,15 +6,16 @@ found here, before the server listens; only the models' weights are loaded later
 
 import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from annotate.groupers import grouper_class
 from annotate.groupers.base import Grouper, GrouperOptions
 from annotate.tokens.target import TargetTokenizer, check_max_length
 from annotate.views.inspection import short_name
+from common.downloads import local_copy
 from common.errors import UserError
 from common.manifest import STATE_NAME, TOKENIZER_NAME, Kind, Manifest, load_manifest
+from common.storage import Location, locate
 from services.batching import Worker
 from services.errors import ApiError
 from services.inputs import Target
@@ -118,7 +119,7 @@ def build_catalog(settings: Settings, metrics: Metrics) -> Catalog:
     return catalog
 
 
-def _targets(settings: Settings) -> list[tuple[Target, Path | None, Manifest | None]]:
+def _targets(settings: Settings) -> list[tuple[Target, Location | None, Manifest | None]]:
     """Return each target, with the shard directory that it comes from."""
     if not settings.state:
         assert settings.tokenizer is not None
@@ -126,10 +127,10 @@ def _targets(settings: Settings) -> list[tuple[Target, Path | None, Manifest | N
         check_max_length(settings.max_length, tokenizer)
         name = short_name(settings.tokenizer)
         return [(Target(name, tokenizer, settings.template, settings.max_length), None, None)]
-    found: list[tuple[Target, Path | None, Manifest | None]] = []
+    found: list[tuple[Target, Location | None, Manifest | None]] = []
     for state in settings.state:
         given, text = split_name(state)
-        directory = Path(text)
+        directory = locate(text)
         manifest = load_manifest(directory)
         tokenizer = TargetTokenizer(str(directory / TOKENIZER_NAME))
         if tokenizer.fingerprint != manifest.tokenizer.fingerprint:
@@ -152,7 +153,7 @@ def _wanted(settings: Settings, manifest: Manifest | None) -> list[str]:
 
 
 def _set_up(
-    name: str, settings: Settings, options: GrouperOptions, directory: Path | None, manifest: Manifest | None
+    name: str, settings: Settings, options: GrouperOptions, directory: Location | None, manifest: Manifest | None
 ) -> Grouper:
     """Return a grouper with what it fitted; models are not loaded yet."""
     kind = grouper_class(name)
@@ -168,9 +169,11 @@ def _set_up(
                 "Or name the groupers to serve with --grouper."
             ) from error
         if kind.needs_fit:
-            if not grouper.is_fitted(directory / STATE_NAME):
-                raise UserError(f"{directory / STATE_NAME}: what {name} fitted is missing. Annotate again.")
-            grouper.load(directory / STATE_NAME)
+            state = directory / STATE_NAME
+            path = state.local or local_copy(str(state))
+            if not grouper.is_fitted(path):
+                raise UserError(f"{state}: what {name} fitted is missing. Annotate again.")
+            grouper.load(path)
         return grouper
     if kind.needs_fit:
         where = f"{directory} does not hold it" if directory else "there is no --state"

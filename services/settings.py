@@ -7,6 +7,7 @@ name.
 
 import dataclasses
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,7 @@ from services.connections import ConnectionLimits
 from services.metrics import Metrics
 
 PREFIX = "SFT_GO_"
-OTHERS = {"SFT_GO_DATA_HOME"}  # read by `annotate run`
+OTHERS = {"SFT_GO_DATA_HOME", "SFT_GO_CACHE"}  # read by `annotate run`, and for what URLs name
 
 
 def _setting(default: Any, check: Callable[[Any], bool] | None = None, expected: str = "", **options: Any) -> Any:
@@ -146,7 +147,8 @@ def _parse(text: str, kind: Any) -> Any:
             raise ValueError(text)
         return value
     if kind == tuple[str, ...]:
-        return tuple(part for part in text.split(os.pathsep) if part)
+        # The colon of s3:// separates nothing.
+        return tuple(part for part in re.split(rf"{re.escape(os.pathsep)}(?!//)", text) if part)
     return text
 
 

@@ -8,6 +8,9 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+from common.storage import locate
 
 BUCKET = "bucket"
 
@@ -62,3 +65,10 @@ def environment_of(values: dict[str, str]) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+def upload(directory: Path, url: str) -> str:
+    """Copy a directory to a store; return its URL."""
+    for name in locate(directory).files():
+        (locate(directory) / name).copy_to(locate(url) / name)
+    return url

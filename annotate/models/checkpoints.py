@@ -1,6 +1,6 @@
 """Checkpoints of neural scorers: finding, identifying and loading them, with errors that say what to do.
 
-What enters: what a user wrote after a flag such as `--reference-model`: a directory or a hub id. What leaves: a
+What enters: what a user wrote after a flag such as `--reference-model`: a directory, a URL or a hub id. What leaves: a
 revision that changes whenever the scores could, a config, a tokenizer, and a model whose every weight came from the
 checkpoint. Used by the groupers that run a model. torch and transformers are imported inside the functions.
 """
@@ -14,8 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from common.downloads import on_disk
 from common.errors import UserError
 from common.files import sha256_file
+from common.storage import is_url
 
 DTYPES = ("float32", "bfloat16", "float16")
 WEIGHT_PATTERNS = ("model*.safetensors", "pytorch_model*.bin")  # the order in which transformers looks for them
@@ -48,7 +50,7 @@ def hub_errors(flag: str, name: str) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         raise UserError(f"{flag} {name}: the model does not fit into the device's memory ({_first(error)}).") from error
     except (OSError, ValueError, KeyError, RuntimeError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
-        if Path(name).is_dir():
+        if is_url(name) or Path(name).is_dir():
             raise UserError(
                 f"{flag} {name}: the checkpoint does not load ({type(error).__name__}: {_first(error)}). Expected what "
                 "save_pretrained() writes: config.json, complete weight files and the tokenizer's files. Save or "
@@ -58,19 +60,24 @@ def hub_errors(flag: str, name: str) -> Iterator[None]:
 
 
 def is_local(name: str, flag: str) -> bool:
-    """Return True for a directory, False for what can only be a hub id.
+    """Return True for a directory, here or by URL, False for what can only be a hub id.
 
     Raises:
         UserError: it is neither: a file, or a path where nothing is.
     """
     path = Path(name)
-    if path.is_dir():
+    if is_url(name) or path.is_dir():
         return True
     if path.exists():
         raise UserError(f"{flag} {name}: expected a checkpoint directory or a hub id, found a file.")
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) or (path.parent.name and path.parent.is_dir()):
         raise UserError(f"{flag} {name}: no such directory. Expected a checkpoint directory or a hub id (owner/model).")
     return False
+
+
+def absolute_name(name: str, flag: str) -> str:
+    """Return the name of a checkpoint as every worker finds it: a path from the root, a URL or a hub id as it is."""
+    return str(Path(name).resolve()) if is_local(name, flag) and not is_url(name) else name
 
 
 def checkpoint_revision(name: str, flag: str, with_tokenizer: bool = False) -> str:
@@ -88,7 +95,7 @@ def checkpoint_revision(name: str, flag: str, with_tokenizer: bool = False) -> s
 
         with hub_errors(flag, name):
             return Path(hf_hub_download(name, "config.json")).parent.name
-    directory = Path(name)
+    directory = Path(on_disk(name))
     files = [directory / "config.json", *weight_files(directory, flag)]
     if with_tokenizer:
         files += tokenizer_files(directory)
@@ -153,7 +160,7 @@ def load_config(name: str, flag: str, revision: str | None = None) -> Any:
 
     is_local(name, flag)
     with hub_errors(flag, name):
-        return AutoConfig.from_pretrained(name, revision=hub_revision(revision), trust_remote_code=False)
+        return AutoConfig.from_pretrained(on_disk(name), revision=hub_revision(revision), trust_remote_code=False)
 
 
 def load_tokenizer(name: str, flag: str, revision: str | None = None) -> Any:
@@ -164,13 +171,13 @@ def load_tokenizer(name: str, flag: str, revision: str | None = None) -> Any:
     """
     from transformers import AutoTokenizer
 
-    if is_local(name, flag) and not tokenizer_files(Path(name)):
+    if is_local(name, flag) and not tokenizer_files(Path(on_disk(name))):
         raise UserError(
             f"{flag} {name}: the directory holds no tokenizer files (such as tokenizer.json). Save the tokenizer "
             "that it was trained with there: AutoTokenizer.from_pretrained(<model>).save_pretrained(<directory>)."
         )
     with hub_errors(flag, name):
-        return AutoTokenizer.from_pretrained(name, revision=hub_revision(revision), trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(on_disk(name), revision=hub_revision(revision), trust_remote_code=False)
 
 
 def load_model(auto_class: Any, name: str, flag: str, revision: str | None, dtype: str, device: str) -> Any:
@@ -190,7 +197,7 @@ def load_model(auto_class: Any, name: str, flag: str, revision: str | None, dtyp
         )
     with hub_errors(flag, name):
         model, info = auto_class.from_pretrained(
-            name,
+            on_disk(name),
             revision=hub_revision(revision),
             dtype=getattr(torch, dtype),
             trust_remote_code=False,

@@ -17,7 +17,9 @@ import numpy as np
 
 from annotate.tokens.batch import TokenBatch
 from annotate.tokens.templates import Segment
+from common.downloads import on_disk
 from common.errors import UserError
+from common.storage import StorageError
 from common.tokenizers import require_fast, tokenizer_fingerprint
 
 
@@ -31,7 +33,9 @@ def load_tokenizer(name: str, revision: str | None = None) -> Any:
 
     try:
         with _no_collection():
-            tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(on_disk(name), revision=revision, trust_remote_code=False)
+    except StorageError as error:
+        raise UserError(f"--tokenizer {name}: {error}") from error
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise UserError(

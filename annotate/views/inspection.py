@@ -20,13 +20,14 @@ from common.errors import UserError
 from common.files import atomic_path
 from common.manifest import TOKENIZER_NAME
 from common.shards import BASE_FIELDS, ShardDirectory, column_kinds
+from common.storage import Place, is_url, locate
 from common.thresholds import check_eta, important_tokens
 
 TOP = 8  # tokens that the terminal lists
 
 
 def inspect_shards(
-    shards: Path,
+    shards: Place,
     groupers: list[str],
     eta: float,
     ties: str,
@@ -46,8 +47,10 @@ def inspect_shards(
     if num < 1:
         raise UserError(f"--num {num}: expected at least 1.")
     directory = ShardDirectory(shards, verify=False)
+    for note in directory.notes:
+        console.print(note, markup=False)
     columns = [directory.resolve_column(name) for name in dict.fromkeys(groupers)] or list(directory.columns)
-    target = TargetTokenizer(str(shards / TOKENIZER_NAME))
+    target = TargetTokenizer(str(directory.path / TOKENIZER_NAME))
     if document is not None:
         rows = [find_document(directory, document, columns)]
     else:
@@ -72,6 +75,9 @@ def inspect_shards(
 
 def short_name(name: str) -> str:
     """Return how a tokenizer or model is called: a directory by its last telling part, a hub id as it is."""
+    if is_url(name):
+        place = locate(name)
+        return place.parent.name if place.name == TOKENIZER_NAME else place.name
     path = Path(name)
     if not path.is_dir() and not path.is_absolute():
         return name

@@ -5,11 +5,10 @@ What enters: the value of `--compressor-model`, a directory or a hub id. What le
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from annotate.groupers.llmlingua2.rule import WordRule
-from annotate.models.checkpoints import checkpoint_revision, is_local, load_config, load_tokenizer
+from annotate.models.checkpoints import absolute_name, checkpoint_revision, load_config, load_tokenizer
 from common.errors import raise_together
 from common.tokenizers import require_fast
 
@@ -47,7 +46,7 @@ class Checkpoint:
                     "They do not belong together."
                 )
         raise_together(problems)
-        return cls(name, str(Path(name).resolve()) if is_local(name, FLAG) else name, revision)
+        return cls(name, absolute_name(name, FLAG), revision)
 
 
 def _config_problems(name: str, config: Any) -> list[str]:

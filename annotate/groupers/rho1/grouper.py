@@ -7,7 +7,6 @@ importance: the excess loss CE(w; base) − CE(w; phi) with a fixed model in the
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ import numpy as np
 from annotate.groupers.base import Grouper, GrouperOptions
 from annotate.groupers.rho1.reference_loss import BATCH_TOKENS, ReferenceModel
 from annotate.models.checkpoints import (
+    absolute_name,
     checkpoint_revision,
     is_local,
     load_config,
@@ -64,7 +64,7 @@ class Checkpoint:
                 f"{flag} {name}: its tokenizer has {tokenizer.vocab_size} tokens, its model {config.vocab_size}. "
                 "They do not belong together."
             )
-        return cls(role, name, str(Path(name).resolve()) if is_local(name, flag) else name, revision)
+        return cls(role, name, absolute_name(name, flag), revision)
 
 
 class Rho1(Grouper):

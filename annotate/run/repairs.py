@@ -1,0 +1,190 @@
+"""`annotate verify --repair`: makes again what can be made again, and says what cannot.
+
+What enters: a shard directory. What leaves: the same directory, whose files are what the manifest says as far as they
+can be made, and what was mended and what was not, with the reason. In this order, each step resting on those before:
+
+1. the manifest, from its copy, or both from each other where each has a few wrong bytes;
+2. foreign files that readers would take for the directory's own, which are deleted;
+3. the tokenizer, from where the manifest says that it came from;
+4. what groupers fitted, from the shards' tokens.
+
+A file is only ever replaced by one that has the SHA-256 of the manifest.
+"""
+
+import itertools
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from annotate.groupers import grouper_class
+from annotate.groupers.base import Grouper, GrouperOptions
+from annotate.run.stages import from_table
+from annotate.run.verification import Damage, Examination, examine
+from annotate.tokens.target import TargetTokenizer
+from common.errors import UserError
+from common.files import sha256_file
+from common.manifest import COPY_NAME, MANIFEST_NAME, STATE_NAME, TOKENIZER_NAME, parse
+from common.shards import BASE_FIELDS, read_table
+from common.storage import Location, Place, locate
+
+MAX_WRONG_BYTES = 12  # in both manifests together: 2^12 ways to choose
+
+
+@dataclass
+class Repairs:
+    """What `repair` did. Sentences."""
+
+    mended: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+
+
+def repair(directory: Place) -> Repairs:
+    """Mend a shard directory as far as possible.
+
+    Raises:
+        UserError: neither the manifest nor its copy can be read, nor made of the two.
+    """
+    place, done = locate(directory), Repairs()
+    _mend_manifests(place, done)
+    found = examine(place)
+    for item in found.of("stray"):
+        (place / item.file).delete()
+        done.mended.append(f"{place / item.file}: a foreign file among the directory's own, deleted.")
+    _mend_tokenizer(found, done)
+    _mend_state(found, done)
+    for item in examine(place).of("shard", "rejects"):
+        done.left.append(f"{item.problem} It is made from the source: run the same `annotate run` command again.")
+    return done
+
+
+def _mend_manifests(place: Location, done: Repairs) -> None:
+    """Let the manifest and its copy be the same whole file."""
+    contents = {name: _read(place / name) for name in (MANIFEST_NAME, COPY_NAME)}
+    whole = next((data for name, data in contents.items() if data and _is_whole(data, place / name)), None)
+    if whole is None and all(contents.values()):
+        whole = _agree(contents[MANIFEST_NAME] or b"", contents[COPY_NAME] or b"", place)
+    if whole is None:
+        raise UserError(
+            f"{place}: {MANIFEST_NAME} and {COPY_NAME} are both lost or damaged beyond what each tells of the other. "
+            "Template, source and settings stand nowhere else, so they cannot be made again: annotate into another "
+            "directory. The shards, where they are whole, can be read as Parquet files."
+        )
+    if parse(whole, place / MANIFEST_NAME).schema_version == 1:
+        return  # had no copy
+    for name, data in contents.items():
+        if data != whole:
+            (place / name).write_bytes(whole)
+            source = "its copy" if name == MANIFEST_NAME and contents[COPY_NAME] == whole else "the two together"
+            source = "the manifest" if contents[MANIFEST_NAME] == whole else source
+            done.mended.append(f"{place / name}: written again from {source}.")
+
+
+def _read(path: Location) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def _is_whole(data: bytes, path: Location) -> bool:
+    try:
+        parse(data, path)
+    except UserError:
+        return False
+    return True
+
+
+def _agree(first: bytes, second: bytes, place: Location) -> bytes | None:
+    """Return the one way to choose between two damaged copies, byte by byte, that its checksum confirms."""
+    if len(first) != len(second):
+        return None
+    differ = [i for i, (a, b) in enumerate(zip(first, second, strict=True)) if a != b]
+    if not 0 < len(differ) <= MAX_WRONG_BYTES:
+        return None
+    for choice in itertools.product((first, second), repeat=len(differ)):
+        data = bytearray(first)
+        for position, source in zip(differ, choice, strict=True):
+            data[position] = source[position]
+        if _is_whole(bytes(data), place / MANIFEST_NAME):
+            return bytes(data)
+    return None
+
+
+def _mend_tokenizer(found: Examination, done: Repairs) -> None:
+    damaged, origin = found.of("tokenizer"), found.manifest.tokenizer
+    if not damaged:
+        return
+    where = f"{origin.name}{f' (revision {origin.revision})' if origin.revision else ''}"
+    with _scratch() as folder:
+        try:
+            target = TargetTokenizer(origin.name, origin.revision)
+        except UserError as error:
+            done.left += [
+                f"{item.problem} It comes from {where}, which cannot be loaded now: {error}" for item in damaged
+            ]
+            return
+        target.tokenizer.save_pretrained(folder / TOKENIZER_NAME)
+        _take(found, damaged, folder, f"the tokenizer {where}", done)
+
+
+def _mend_state(found: Examination, done: Repairs) -> None:
+    damaged = found.of("state")
+    if not damaged:
+        return
+    broken = found.of("shard")
+    if broken:
+        done.left += [
+            f"{item.problem} It is fitted to the tokens of all shards, of which {len(broken)} are damaged: mend those "
+            "first, by the same `annotate run` command."
+            for item in damaged
+        ]
+        return
+    wanted = {Path(item.file).stem for item in damaged}
+    groupers = [
+        grouper_class(info.name).from_parameters(info.parameters, GrouperOptions())
+        for info in found.manifest.groupers
+        if info.name in wanted and grouper_class(info.name).needs_fit
+    ]
+    with _scratch() as folder:
+        for grouper in _fitted(found, groupers):
+            grouper.save(folder / STATE_NAME)
+        _take(found, damaged, folder, "the shards' tokens", done)
+
+
+def _fitted(found: Examination, groupers: list[Grouper]) -> list[Grouper]:
+    """Fit groupers to the tokens of all shards, one shard at a time."""
+    totals: list[dict[str, np.ndarray]] = [{} for _ in groupers]
+    for shard in found.manifest.shards:
+        table = read_table(found.place / shard.file, [item.name for item in BASE_FIELDS])
+        batch = from_table(table)
+        for grouper, total in zip(groupers, totals, strict=True):
+            for name, values in grouper.count(batch).items():
+                held = total.get(name, np.zeros(0, dtype=values.dtype))
+                total[name] = np.pad(values, (0, max(0, held.size - values.size)))
+                total[name][: held.size] += held
+    for grouper, total in zip(groupers, totals, strict=True):
+        grouper.fit(total)
+    return groupers
+
+
+def _take(found: Examination, damaged: list[Damage], folder: Path, source: str, done: Repairs) -> None:
+    """Put the files of a scratch folder in the place of damaged ones, those that are what the manifest says."""
+    wanted = {file.file: file.sha256 for file in found.manifest.files}
+    for item in damaged:
+        made = folder / item.file
+        if made.is_file() and sha256_file(made) == wanted[item.file]:
+            locate(made).copy_to(found.place / item.file)
+            done.mended.append(f"{found.place / item.file}: made again from {source}.")
+        else:
+            what = "gives another file now" if made.is_file() else "gives no such file"
+            done.left.append(f"{item.problem} It was made from {source}, which {what}; library versions may differ.")
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="sft-go-") as folder:
+        yield Path(folder)
