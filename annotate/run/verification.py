@@ -83,7 +83,7 @@ def examine(directory: Place) -> Examination:
         problem = check_shard(place, file, sizes)
         if problem is not None:
             damage.append(Damage(file.file, kind_of(file.file), problem))
-    known = {MANIFEST_NAME, COPY_NAME, *(entry.file for entry in (*manifest.shards, *manifest.files))}
+    known = {MANIFEST_NAME, COPY_NAME, *(s.file for s in manifest.shards), *(f.file for f in manifest.files)}
     strays, notes = _strays(place, manifest, [name for name in sizes if name not in known])
     if manifest.schema_version == 1:
         notes.append(
@@ -106,18 +106,18 @@ def _check_manifests(place: Location) -> list[Damage]:
     damage = []
     for name in (MANIFEST_NAME, COPY_NAME):
         try:
-            contents[name] = (place / name).read_bytes()
-            parse(contents[name], place / name)
+            contents[name] = data = (place / name).read_bytes()
+            parse(data, place / name)
         except FileNotFoundError:
             contents[name] = None
             damage.append(Damage(name, "manifest", f"{place / name}: expected a manifest, found no such file."))
         except UserError as error:
             damage.append(Damage(name, "manifest", str(error)))
-    data = contents[MANIFEST_NAME]
-    if data is not None and not damage and data != contents[COPY_NAME]:
+    first = contents[MANIFEST_NAME]
+    if first is not None and not damage and first != contents[COPY_NAME]:
         problem = f"{place / COPY_NAME}: expected the same as in {MANIFEST_NAME}, found another manifest."
         damage.append(Damage(COPY_NAME, "manifest", problem))
-    if data is not None and parse_version(data) == 1:
+    if first is not None and parse_version(first) == 1:
         return [item for item in damage if item.file != COPY_NAME]  # the first version had no copy
     return damage
 
