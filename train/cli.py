@@ -21,6 +21,10 @@ COMMANDS = {
         "train: `train run --shards <dir> --model <id, directory or tiny> --objective go`",
         "train.cli:run_command",
     ),
+    "sweep": (
+        "many runs into one directory: `train sweep SWEEP.yaml --out <dir>`",
+        "train.sweeps.command:sweep_command",
+    ),
     "presets": ("the paper's recipes: `train presets`, `train presets show <name>`", "train.cli:presets_command"),
 }
 

@@ -1,0 +1,89 @@
+"""Every point of a sweep, parsed as `train run` would parse it, before anything starts.
+
+What enters: the sweep's file and its points. What leaves: every problem there is, each said once with the points that
+it concerns; and each point's number of optimizer steps and documents. One import of torch serves all points. Next:
+`estimates.py` says what the runs would take.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from common.errors import UserError
+from train.sweeps.file import SweepFile, flag_problems
+from train.sweeps.points import Point, words
+
+
+class Size(NamedTuple):
+    """What one run of a point does."""
+
+    steps: int
+    documents: int  # trained on, each once an epoch
+    per_step: int  # documents of one optimizer step (packed rows with --packing)
+
+
+def known_flags() -> frozenset[str]:
+    """Return the names of every flag of `train run`."""
+    from train.settings.config import build_parser
+
+    return frozenset(action.dest for action in build_parser()._actions) - {"help"}
+
+
+def check_points(sweep: SweepFile, points: Sequence[Point], seed: int) -> tuple[dict[str, Size], list[str]]:
+    """Return each point's size, by name, and every problem of flags, settings and shards.
+
+    Args:
+        sweep: for where in the file a flag stands.
+        points: to be parsed.
+        seed: any of the sweep's.
+    """
+    problems = flag_problems(sweep, known_flags())
+    if problems:
+        return {}, problems  # parsing would say the same of each point again
+    sizes: dict[str, Size] = {}
+    found: dict[str, list[str]] = {}
+    for point in points:
+        try:
+            sizes[point.name] = _size(point, seed)
+        except UserError as error:
+            for problem in _apart(str(error)):
+                found.setdefault(problem, []).append(point.name)
+    for problem, names in found.items():
+        where = "every point" if len(names) == len(points) > 1 else ", ".join(names)
+        problems.append(f"{where}: {problem}")
+    return sizes, problems
+
+
+def _size(point: Point, seed: int) -> Size:
+    from train.data.loading import open_shards, plan_groups
+    from train.settings.config import parse
+
+    said = [*words(point.settings), "--seed", str(seed), "--output_dir", "nowhere", "--point", point.name]
+    configuration = parse(said)
+    shards = open_shards(configuration.run.shards or [])
+    plan_groups(shards, configuration.run.grouper, configuration.args)
+    return run_size(configuration, shards)
+
+
+def run_size(configuration: Any, shards: Sequence[Any]) -> Size:
+    """Return how many optimizer steps a run takes, as transformers counts them."""
+    args, run = configuration.args, configuration.run
+    held = sum(directory.manifest.counts.documents for directory in shards)
+    documents = held - round(held * run.eval_fraction)
+    per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * (run.workers or 1)
+    rows = documents
+    if args.packing:  # rows are filled to about their length
+        length = args.max_length or max(directory.manifest.max_length for directory in shards)
+        tokens = sum(directory.manifest.counts.tokens for directory in shards) * documents / max(held, 1)
+        rows = max(1, round(tokens / length))
+    batches = -(-rows // (args.per_device_train_batch_size * (run.workers or 1)))
+    steps = args.max_steps
+    if steps <= 0:
+        steps = math.ceil(args.num_train_epochs * max(-(-batches // args.gradient_accumulation_steps), 1))
+    return Size(steps, documents, per_step)
+
+
+def _apart(text: str) -> list[str]:
+    """Return the problems of one `UserError`, which may list several."""
+    first, *rest = text.split("\n  - ")
+    return rest or [first]
