@@ -16,15 +16,21 @@ from pathlib import Path
 PR_SET_PDEATHSIG = 1
 
 
+def die_with(parent: int) -> None:
+    """Have the kernel kill this process when `parent` ends; exec keeps that, a fork does not."""
+    if not sys.platform.startswith("linux"):
+        return
+    import ctypes
+
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it was gone before the kernel was told
+        os._exit(1)
+
+
 def main() -> None:
     """Tie this process to its parent and exec."""
     parent, words = int(sys.argv[1]), sys.argv[2:]
-    if sys.platform.startswith("linux"):
-        import ctypes
-
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it was gone before the kernel was told
-            os._exit(1)
+    die_with(parent)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # Ray starts its processes with SIGINT blocked
     command = Path(sys.executable).with_name("train")
     start = [str(command)] if command.is_file() else ["-m", "train.cli"]

@@ -8,6 +8,7 @@ lock, so whoever could still write beside a new attempt (a process left over fro
 children) holds it, and the new attempt waits. Jobs are safe to repeat: Ray may start one again when a machine is lost.
 """
 
+import contextlib
 import fcntl
 import os
 import signal
@@ -21,11 +22,15 @@ from typing import IO
 
 from common.files import write_json
 from train.sweeps.state import FAILED_NAME, LOG_NAME, now, remove_what_is_not_kept, run_state
+from train.sweeps.warm import WarmProcess
 
 TAIL_LINES = 20
 LOCK_WAIT_S = 60.0  # what a process of a killed sweep may take to end
+POLL_S = 0.5
 END_WAIT_S = 10.0  # from SIGTERM to SIGKILL
 PASSED_ON = ("HF_HOME", "HF_TOKEN", "HF_HUB_OFFLINE", "WANDB_API_KEY", "SFT_GO_DATA_HOME")
+
+_warm: WarmProcess | None = None  # of this worker of Ray, from one run to the next
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,7 @@ class Job:
     environment: dict[str, str] | None  # of the sweep's own process; None: of the node where the run is placed
     num_threads: int | None  # for CPU work; None: the node's processors over `runs_per_node`
     runs_per_node: int = 1
+    warm: bool = False  # fork it from a process that has imported everything; for CPUs
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,10 @@ def run_job(job: Job) -> Outcome:
 def _run(job: Job, log: IO[bytes]) -> int:
     """Start the process and wait for it; its whole group ends with it, and with this process."""
     log.write(f"--- {now()} on {socket.gethostname()}: train run {' '.join(job.words)}\n".encode())
+    return _run_forked(job, log) if job.warm else _run_anew(job, log)
+
+
+def _run_anew(job: Job, log: IO[bytes]) -> int:
     process = subprocess.Popen(
         [sys.executable, "-m", "train.sweeps.launcher", str(os.getpid()), *job.words],
         stdin=subprocess.DEVNULL,
@@ -100,19 +110,43 @@ def _run(job: Job, log: IO[bytes]) -> int:
     )
     try:
         while True:  # in short waits: what Ray raises here comes between them
-            try:
-                return process.wait(timeout=0.5)
-            except subprocess.TimeoutExpired:
-                pass
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return process.wait(timeout=POLL_S)
     finally:
         if process.returncode is None:
             _signal_group(process.pid, signal.SIGTERM)
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=END_WAIT_S)
-            except subprocess.TimeoutExpired:
-                pass
         _signal_group(process.pid, signal.SIGKILL)  # what it may have left in its group
         process.wait()
+
+
+def _run_forked(job: Job, log: IO[bytes]) -> int:
+    global _warm
+    environment = _environment(job)
+    if _warm is None or not _warm.is_alive or _warm.environment != environment:
+        if _warm is not None:
+            _warm.end()
+        _warm = WarmProcess(environment)
+    pid = None
+    try:
+        _warm.start(job.words, job.cwd, log)
+        while True:
+            answer = _warm.answer(POLL_S) or {}
+            pid = answer.get("pid", pid)
+            if "status" in answer:
+                return answer["status"]
+    except (EOFError, BrokenPipeError):  # it was killed, and its run with it
+        log.write(b"the process that starts runs has ended\n")
+        return -signal.SIGKILL
+    except BaseException:
+        if pid is not None:
+            _signal_group(pid, signal.SIGTERM)
+        _warm.end()
+        raise
+    finally:
+        if pid is not None:
+            _signal_group(pid, signal.SIGKILL)
 
 
 def _environment(job: Job) -> dict[str, str]:
@@ -169,10 +203,8 @@ def _holders(path: Path) -> list[int]:
 
 
 def _signal_group(pid: int, number: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, number)
-    except (ProcessLookupError, PermissionError):
-        pass
 
 
 def tail(path: Path, num_lines: int, start: int = 0, window: int = 32_768) -> list[str]:

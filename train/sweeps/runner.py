@@ -62,7 +62,7 @@ def run_all(runs: Sequence[Run], placement: Placement, keep: str, table: SweepTa
                 table.capacity = capacity = _capacity(ray, placement, gpus)
                 while waiting and len(running) < capacity:
                     run = waiting.popleft()
-                    running[task.remote(_job(run, keep, placement, ray, capacity))] = run
+                    running[task.remote(_job(run, keep, placement, ray, capacity, gpus))] = run
                     table.started(run)
                 done, _ = ray.wait(list(running), timeout=POLL_S)
                 for reference in done:
@@ -158,7 +158,7 @@ def _num_nodes(ray: Any) -> int:
     return max(1, sum(bool(node["Alive"]) for node in ray.nodes()))
 
 
-def _job(run: Run, keep: str, placement: Placement, ray: Any, capacity: int) -> Job:
+def _job(run: Run, keep: str, placement: Placement, ray: Any, capacity: int, gpus: float) -> Job:
     said = [*words(run.point.settings), "--seed", str(run.seed), "--output_dir", str(run.directory)]
     said += ["--point", run.point.name, "--resume_from_checkpoint", "true"]
     if keep != "all" and "save_total_limit" not in run.point.settings:
@@ -172,6 +172,7 @@ def _job(run: Run, keep: str, placement: Placement, ray: Any, capacity: int) -> 
         environment=None if placement.address else dict(os.environ),
         num_threads=None,
         runs_per_node=-(-capacity // _num_nodes(ray)),
+        warm=not gpus and not run.point.settings.get("workers"),
     )
 
 

@@ -6,6 +6,7 @@ it concerns; and each point's number of optimizer steps and documents. One impor
 """
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -37,6 +38,8 @@ def check_points(sweep: SweepFile, points: Sequence[Point], seed: int) -> tuple[
         points: to be parsed.
         seed: any of the sweep's.
     """
+    # TRL sets this flag by default, under the name that transformers deprecates.
+    warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated")
     problems = flag_problems(sweep, known_flags())
     if problems:
         return {}, problems  # parsing would say the same of each point again
