@@ -5,6 +5,7 @@ Nothing starts before the whole sweep has been checked.
 """
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -159,11 +160,12 @@ def _run(
     with SweepTable(console, runs) as table:
         try:
             run_all(left, placement, arguments.keep, table)
-        except Stopped as stop:
+        except (Stopped, KeyboardInterrupt) as stop:
+            number = stop.number if isinstance(stop, Stopped) else signal.SIGINT
             finished = sum(run_state(run.directory) == "finished" for run in runs)
-            line = f"ended by {stop}: {finished} of {len(runs)} runs are finished. The same command goes on."
-            print(line, file=sys.stderr, flush=True)
-            return 128 + stop.number
+            line = f"ended by {signal.Signals(number).name}: {finished} of {len(runs)} runs are finished. The same "
+            print(f"{line}command goes on.", file=sys.stderr, flush=True)
+            return 128 + number
     failed = [run.name for run in runs if run_state(run.directory) != "finished"]
     print(f"\n{len(runs) - len(failed)} of {len(runs)} runs are finished in {out}")
     if failed:

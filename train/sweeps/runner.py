@@ -51,7 +51,7 @@ def run_all(runs: Sequence[Run], placement: Placement, keep: str, table: SweepTa
         UserError: Ray cannot be reached or started, or has not what a run takes.
         Stopped: after the runs have ended.
     """
-    with stoppable(), _ray(placement, len(runs)) as ray:
+    with _ray(placement, len(runs)) as ray, _listening() as heard:
         gpus = _gpus_per_run(ray.cluster_resources(), placement)
         waiting, running, outcomes = deque(runs), {}, {}
         task = ray.remote(run_job).options(
@@ -59,6 +59,8 @@ def run_all(runs: Sequence[Run], placement: Placement, keep: str, table: SweepTa
         )
         try:
             while waiting or running:
+                if heard:
+                    raise Stopped(heard[0])
                 table.capacity = capacity = _capacity(ray, placement, gpus)
                 while waiting and len(running) < capacity:
                     run = waiting.popleft()
@@ -76,22 +78,21 @@ def run_all(runs: Sequence[Run], placement: Placement, keep: str, table: SweepTa
 
 
 @contextmanager
-def stoppable() -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into `Stopped`, once; what follows while the runs are being ended changes nothing."""
+def _listening() -> Iterator[list[int]]:
+    """Yield a list that SIGINT and SIGTERM write themselves into: Ray's calls do not bear an exception from a handler.
 
-    def stop(number: int, frame: Any) -> None:
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, signal.SIG_IGN)
-        raise Stopped(number)
-
-    import ray  # noqa: F401 (it sets a handler of its own when imported)
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    Inside of Ray's own block: starting Ray sets handlers that would abort this process.
+    """
+    heard: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, frame: heard.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
-        yield
+        yield heard
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 @contextmanager
@@ -116,8 +117,6 @@ def _ray(placement: Placement, num_runs: int) -> Iterator[Any]:
         options["runtime_env"] = {"env_vars": {name: os.environ[name] for name in PASSED_ON if name in os.environ}}
     try:
         ray.init(**options)
-    except Stopped:
-        raise
     except Exception as error:
         where = f"the Ray cluster at --address {placement.address}" if placement.address else "a local Ray"
         first = (str(error).splitlines() or [""])[0]
