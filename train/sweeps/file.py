@@ -208,7 +208,7 @@ def _point_problems(points: Any) -> list[str]:
         if not isinstance(point, dict):
             problems.append(f"points[{index}]: expected flags with values, found {type(point).__name__}.")
             continue
-        if "name" in point and not isinstance(point["name"], str):
+        if "name" in point and (not isinstance(point["name"], str) or not point["name"]):
             problems.append(f"points[{index}]: name expected text, found {point['name']!r}.")
         if not isinstance(point.get("control", True), bool):
             problems.append(f"points[{index}]: control expected true or false, found {point['control']!r}.")

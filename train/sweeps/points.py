@@ -50,14 +50,15 @@ class _Candidate:
 
 def make_points(sweep: SweepFile) -> tuple[list[Point], list[str], list[str]]:
     """Return the points of a sweep in the file's order, each control behind its point; notes; and problems."""
-    candidates = list(_candidates(sweep))
+    candidates: list[_Candidate] = []
     problems: list[str] = []
     notes: list[str] = []
-    for candidate in candidates:
+    for candidate in _candidates(sweep):
         try:
             candidate.unread = unread_settings(effective(sweep.base, candidate.own))
-        except UserError as error:
-            problems.append(f"{candidate.where}: {error}")
+            candidates.append(candidate)
+        except UserError as error:  # no such preset
+            problems.append(f"{'base' if 'preset' in sweep.base else candidate.where}: {error}")
     kept = _taken_together(candidates, notes)
     base = _with_one_yardstick(sweep.base, kept, notes)
     names = _names(kept)
@@ -70,7 +71,7 @@ def make_points(sweep: SweepFile) -> tuple[list[Point], list[str], list[str]]:
             continue
         if has_groups(full):
             points.append(Point(name + CONTROL_SUFFIX, {**settings, "permute_groups": True}, name))
-    return points, list(dict.fromkeys(notes)), problems + _name_problems(points)
+    return points, list(dict.fromkeys(notes)), [*dict.fromkeys(problems), *_name_problems(points)]
 
 
 def effective(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
@@ -143,7 +144,9 @@ def _names(candidates: list[_Candidate]) -> list[str]:
     """Name each point by what varies and what it reads: objective, grouper, then key and value."""
     reads = [candidate.read() for candidate in candidates]
     keys = list(dict.fromkeys(name for read in reads for name in read))
-    varying = [key for key in keys if len({_shown(read.get(key)) for read in reads}) > 1]
+    varying = [
+        key for key in keys if len({_shown(each.own.get(key)) for each in candidates if key not in each.unread}) > 1
+    ]
     names = []
     for candidate, read in zip(candidates, reads, strict=True):
         parts = [candidate.name] if candidate.name else []

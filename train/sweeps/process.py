@@ -77,8 +77,9 @@ def run_job(job: Job) -> Outcome:
             return Outcome(0, [], time.monotonic() - started)
         try:
             (directory / FAILED_NAME).unlink(missing_ok=True)
+            log.write(f"--- {now()} on {socket.gethostname()}: train run {' '.join(job.words)}\n".encode())
             start = log.tell()
-            status = _run(job, log)
+            status = _run_forked(job, log) if job.warm else _run_anew(job, log)
         except OSError as error:
             return _failed(directory, 1, [str(error)], started)
         if status == 0 and run_state(directory) == "finished":
@@ -92,13 +93,8 @@ def run_job(job: Job) -> Outcome:
         return _failed(directory, status, lines, started)
 
 
-def _run(job: Job, log: IO[bytes]) -> int:
-    """Start the process and wait for it; its whole group ends with it, and with this process."""
-    log.write(f"--- {now()} on {socket.gethostname()}: train run {' '.join(job.words)}\n".encode())
-    return _run_forked(job, log) if job.warm else _run_anew(job, log)
-
-
 def _run_anew(job: Job, log: IO[bytes]) -> int:
+    """Start the process and wait for it; its whole group ends with it, and with this process."""
     process = subprocess.Popen(
         [sys.executable, "-m", "train.sweeps.launcher", str(os.getpid()), *job.words],
         stdin=subprocess.DEVNULL,
@@ -122,6 +118,7 @@ def _run_anew(job: Job, log: IO[bytes]) -> int:
 
 
 def _run_forked(job: Job, log: IO[bytes]) -> int:
+    """Have the process forked from one that has imported everything, and wait for it; the same of its group."""
     global _warm
     environment = _environment(job)
     if _warm is None or not _warm.is_alive or _warm.environment != environment:
@@ -216,5 +213,5 @@ def tail(path: Path, num_lines: int, start: int = 0, window: int = 32_768) -> li
             text = file.read().decode("utf-8", errors="replace")
     except OSError:
         return []
-    lines = [line.rpartition("\r")[2].rstrip() for line in text.splitlines()]
+    lines = [line.rstrip().rpartition("\r")[2] for line in text.split("\n")]  # a bar's last state
     return [line for line in lines if line][-num_lines:]
