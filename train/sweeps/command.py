@@ -209,7 +209,7 @@ def _manifests(points: list[Point]) -> dict[str, str]:
     """Return the hash of the manifest of each shard directory that the points name; what is missing is said later."""
     from common.manifest import manifest_hash
 
-    found = {}
+    found: dict[str, str] = {}
     for point in points:
         shards = point.settings.get("shards") or []
         for path in shards if isinstance(shards, list) else [shards]:

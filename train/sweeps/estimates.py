@@ -95,8 +95,10 @@ def disk_line(out: Path, runs: Sequence[Run], settings: Mapping[str, Any], keep:
     left = [run for run in runs if run_state(run.directory) != "finished"]
     finished = [run for run in runs if run not in left]
     num_parameters = None if settings.get("use_peft") else count_parameters(settings)
-    weights = None if num_parameters is None else num_parameters * BYTES.get(str(settings.get("dtype", "float32")), 4)
-    under_way = None if weights is None else weights + 2 * (weights + num_parameters * ADAM_BYTES)
+    weights = under_way = None
+    if num_parameters is not None:
+        weights = num_parameters * BYTES.get(str(settings.get("dtype", "float32")), 4)
+        under_way = weights + 2 * (weights + num_parameters * ADAM_BYTES)  # the model, an older checkpoint and a newer
     if str(settings.get("save_strategy", "steps")) == "no":
         under_way = weights
     kept = {"metrics": 0, "model": weights, "all": None if weights is None else under_way}[keep]

@@ -53,7 +53,9 @@ def run_all(runs: Sequence[Run], placement: Placement, keep: str, table: SweepTa
     """
     with _ray(placement, len(runs)) as ray, _listening() as heard:
         gpus = _gpus_per_run(ray.cluster_resources(), placement)
-        waiting, running, outcomes = deque(runs), {}, {}
+        waiting = deque(runs)
+        running: dict[Any, Run] = {}
+        outcomes: dict[str, Outcome] = {}
         task = ray.remote(run_job).options(
             num_cpus=1, num_gpus=gpus, max_retries=RETRIES, scheduling_strategy="SPREAD" if placement.address else None
         )

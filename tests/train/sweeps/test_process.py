@@ -135,14 +135,18 @@ def test_a_directory_that_cannot_be_made_is_an_outcome(tmp_path):
     assert "Not a directory" in outcome.problem
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_is_an_outcome(tmp_path):
-    directory = tmp_path / "run"
-    directory.mkdir()
-    (directory / "log.txt").symlink_to("/dev/full")  # every write fails with ENOSPC
-    outcome = run_job(job(directory, "--shards", "nowhere"))
-    assert outcome.status == 1
-    assert "No space left on device" in outcome.tail[-1]
+def test_a_disk_that_takes_nothing_is_an_outcome(tmp_path):
+    code = (
+        "import resource, sys, json\nfrom train.sweeps.process import Job, run_job\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"  # every write fails, as on a full disk
+        "print(json.dumps(vars(run_job(Job(**json.loads(sys.argv[1]))))))\n"
+    )
+    planned = json.dumps(vars(job(tmp_path / "run", "--shards", "nowhere")))
+    done = subprocess.run([sys.executable, "-c", code, planned], capture_output=True, text=True, check=True)
+    outcome = json.loads(done.stdout)
+    assert outcome["status"] == 1
+    assert "File too large" in outcome["tail"][-1]
+    assert "failed.json: could not be written (File too large)" in outcome["problem"]
 
 
 class TestEnvironment:
