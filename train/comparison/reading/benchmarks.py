@@ -86,9 +86,9 @@ def task_measure(task: Mapping[str, Any], metric: str | None, item_set: str) -> 
     items = [item.get(metric) for item in task.get("items", [])]
     if not items or any(item is None for item in items):
         return Measure(value)
-    answers = [np.atleast_1d(np.asarray(item, dtype=np.float64)) for item in items]
+    answers = [item if isinstance(item, list) else [item] for item in items]
     groups = [item.get("group") for item in task["items"]]
-    measure = ratio(item_set, [a.sum() for a in answers], [float(a.size) for a in answers], groups)
+    measure = ratio(item_set, np.array([sum(a) for a in answers]), np.array([len(a) for a in answers]), groups)
     return measure if _close(measure.value, value) or np.isnan(value) else Measure(value)
 
 

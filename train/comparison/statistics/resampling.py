@@ -9,6 +9,7 @@ The generator's seed is made from the set's name and size: a set's draws do not 
 
 import zlib
 from collections.abc import Iterator
+from functools import cache
 
 import numpy as np
 
@@ -46,6 +47,7 @@ def flipped_sums(rows: np.ndarray, name: str, draws: int, seed: int) -> np.ndarr
     return sums.T
 
 
+@cache
 def shuffled_student(num_seeds: int, draws: int, seed: int) -> np.ndarray:
     """Return `draws` equally likely values of Student's t with num_seeds − 1 degrees of freedom, in a random order."""
     from scipy import stats
