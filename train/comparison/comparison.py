@@ -1,6 +1,7 @@
 """From directories to one comparison, which every report shows.
 
-What enters: directories of sweeps and runs, the baseline, columns. What leaves: a `Comparison`. Next: `findings.py`, `reports/`.
+What enters: directories of sweeps and runs, the baseline, columns. What leaves: a `Comparison`. Next: `findings.py`,
+`reports/`.
 """
 
 from collections.abc import Sequence
@@ -92,7 +93,8 @@ def compare(
     made = make_columns(found.runs, documents, benchmarks, columns)
     if not any(column.table == "main" for column in made):
         raise UserError(
-            f"{', '.join(map(str, directories))}: expected held-out losses (eval_documents.parquet; train with --eval_fraction, or "
+            f"{', '.join(map(str, directories))}: expected held-out losses (eval_documents.parquet; train with "
+            f"--eval_fraction, or "
             "`train evaluate --shards`) or benchmark results (evaluation/; `train evaluate --suite paper`) beside the "
             "runs, found neither."
         )

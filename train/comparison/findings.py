@@ -1,14 +1,15 @@
 """The finding in words: two or three sentences that never say more than the interval does.
 
-What enters: a `Comparison`. What leaves: sentences. A point is said to be better or worse only where its difference `holds`: its
-corrected p is below 5 %, and its interval, over seeds and items both, leaves 0 out. What is not found is said with what could have
-been found.
+What enters: a `Comparison`. What leaves: sentences. A point is said to be better or worse only where its difference
+`holds`: its corrected p is below 5 %, and its interval, over seeds and items both, leaves 0 out. What is not found is
+said with what could have been found.
 """
 
 from collections.abc import Sequence
 
 from train.comparison.comparison import Comparison
 from train.comparison.pairing import Difference, non_finite_seeds
+from train.comparison.reading.columns import Column
 from train.comparison.reports.numbers import difference_text, difference_unit, p_words, plain, summary_text
 
 
@@ -42,14 +43,20 @@ def _what_holds(comparison: Comparison, known: Sequence[Difference]) -> list[str
     worse = sorted((d for d in known if d.holds and d.gain < 0), key=lambda d: d.gain)
     said = []
     if better:
-        text = f"{better[0].point} is better than {base} in {_name(column)}, by {_amount(better[0])} ({_evidence(better[0])})."
+        top = better[0]
+        text = f"{top.point} is better than {base} in {_name(column)}, by {_amount(top)} ({_evidence(top)})."
         others = len(known) - 1
         if others:
-            text += f" Of the {others} other points, {len(better) - 1} are better and {len(worse)} worse after correction over the table."
+            text += (
+                f" Of the {others} other point{_s(others)}, {len(better) - 1} {_is(len(better) - 1)} better and "
+                f"{len(worse)} "
+                "worse after correction over the table."
+            )
         said.append(text)
     elif worse:
         said.append(
-            f"No point is shown to be better than {base} in {_name(column)}, and {len(worse)} of {len(known)} worse: {worse[0].point} by "
+            f"No point is shown to be better than {base} in {_name(column)}, and {len(worse)} of {len(known)} "
+            f"worse: {worse[0].point} by "
             f"{_amount(worse[0])} ({_evidence(worse[0])})."
         )
     return said
@@ -60,9 +67,7 @@ def _nothing_holds(comparison: Comparison, known: Sequence[Difference]) -> list[
     top = max(known, key=lambda d: d.gain)
     if all(d.estimate.difference == 0.0 and d.estimate.low == d.estimate.high == 0.0 for d in known):
         return [f"There is no difference from {base} in {_name(column)}: the runs gave the same, item by item."]
-    which = f"the largest gain is {top.point}'s" if len(known) > 1 else f"{top.point}'s difference is"
-    if len(known) > 1:
-        which = f"the largest gain, {top.point}'s, is"
+    which = f"the largest gain, {top.point}'s, is" if len(known) > 1 else f"{top.point}'s is"
     said = [
         f"No difference from {base} in {_name(column)} holds: {which} {_signed(top)} ({_evidence(top)}). {_reason(top)}"
     ]
@@ -79,7 +84,9 @@ def _reason(difference: Difference) -> str:
     if e.low is None:
         return "Without repetitions and items there is no interval."
     if e.covers == "items":
-        return "With one seed the interval is for other items, not for another seed, so nothing is called better or worse."
+        return (
+            "With one seed the interval is for other items, not for another seed, so nothing is called better or worse."
+        )
     if e.covers == "seeds":
         return "The items behind it are not known, so its interval is for other seeds only."
     if e.low <= 0.0 <= e.high:
@@ -110,7 +117,8 @@ def _controls(comparison: Comparison, known: Sequence[Difference]) -> list[str]:
             )
         )
     if own is None or len(made) > 1:
-        text += f"{len(better)} of {len(made)} points with groups are better than their own permuted control after correction."
+        number = len(better)
+        text += f"{number} of {len(made)} points with groups {_is(number)} better than the permuted control after correction."
     return [text.strip()]
 
 
@@ -125,9 +133,13 @@ def _what_is_missing(comparison: Comparison) -> list[str]:
         runs = "; ".join(f"{name}, seed {', '.join(map(str, seeds))}" for name, seeds in bad.items())
         said.append(f"Losses or scores are NaN in {runs}: such points have no mean there and are not compared.")
     if comparison.unfinished:
-        counts = {reason: sum(u.reason == reason for u in comparison.unfinished) for reason in ("failed", "unfinished", "waiting")}
+        counts = {
+            reason: sum(u.reason == reason for u in comparison.unfinished)
+            for reason in ("failed", "unfinished", "waiting")
+        }
         text = ", ".join(f"{number} {reason}" for reason, number in counts.items() if number)
-        said.append(f"{len(comparison.unfinished)} runs of the sweep are not in it ({text}).")
+        number = len(comparison.unfinished)
+        said.append(f"{number} run{_s(number)} of the sweep {_is(number)} not in it ({text}).")
     return said
 
 
@@ -144,7 +156,9 @@ def _evidence(difference: Difference) -> str:
 
 def _amount(difference: Difference) -> str:
     column = difference.column
-    return f"{plain(abs(difference.estimate.difference) * column.scale, column.digits)} {difference_unit(column)}".strip()
+    return (
+        f"{plain(abs(difference.estimate.difference) * column.scale, column.digits)} {difference_unit(column)}".strip()
+    )
 
 
 def _signed(difference: Difference) -> str:
@@ -152,9 +166,17 @@ def _signed(difference: Difference) -> str:
     return f"{difference_text(difference.estimate.difference, column)} {difference_unit(column)}".strip()
 
 
-def _name(column) -> str:
+def _s(number: int) -> str:
+    return "" if number == 1 else "s"
+
+
+def _is(number: int) -> str:
+    return "is" if number == 1 else "are"
+
+
+def _name(column: Column) -> str:
     return {"Held-out loss": "held-out loss", "Average": "the average"}.get(column.title, column.title)
 
 
-def _title(column) -> str:
+def _title(column: Column) -> str:
     return f"{_name(column)[0].upper()}{_name(column)[1:]}"

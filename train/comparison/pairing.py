@@ -1,9 +1,9 @@
 """Which comparisons a report makes, and their numbers.
 
-What enters: points and columns. What leaves: `Difference`s by family. A family is a table, and Holm's correction goes over
-it: `baseline` (every point against the baseline, every column of the main table), `control` (every point against its own
-permuted control), `yardstick` (held-out losses by groups, against the baseline), `lambda` (settings of lambda against
-each other). Next: `findings.py` says it in words, `reports/` shows it.
+What enters: points and columns. What leaves: `Difference`s by family. A family is a table, and Holm's correction goes
+over it: `baseline` (every point against the baseline, every column of the main table), `control` (every point against
+its own permuted control), `yardstick` (held-out losses by groups, against the baseline), `lambda` (settings of lambda
+against each other). Next: `findings.py` says it in words, `reports/` shows it.
 """
 
 from collections.abc import Sequence
@@ -102,8 +102,8 @@ def compare_points(
 def pair_up(first: Point, second: Point, column: Column, alone: bool) -> tuple[Pairs | None, str]:
     """Return both points' measures by the seeds that they share, and what is to be said of it.
 
-    None where they share no seed, or where one was not measured: then no difference is a paired one. Two runs `alone` in
-    a report are set against each other whatever their seeds. An evaluated checkpoint without a seed stands against
+    None where they share no seed, or where one was not measured: then no difference is a paired one. Two runs `alone`
+    in a report are set against each other whatever their seeds. An evaluated checkpoint without a seed stands against
     each seed.
     """
     mine, theirs = _by_seed(first, column), _by_seed(second, column)
@@ -111,7 +111,7 @@ def pair_up(first: Point, second: Point, column: Column, alone: bool) -> tuple[P
         return None, ""
     if None in mine or None in theirs:
         seeds = [seed for seed in (*mine, *theirs) if seed is not None] or [None]
-        mine, theirs = ({seed: have[None] for seed in seeds} if None in have else have for have in (mine, theirs))
+        mine, theirs = (dict.fromkeys(seeds, have[None]) if None in have else have for have in (mine, theirs))
         return _pairs(mine, theirs, seeds), "one checkpoint against every seed"
     seeds = [seed for seed in mine if seed in theirs]
     if not seeds and alone and len(mine) == len(theirs) == 1:
@@ -133,7 +133,9 @@ def lambda_families(points: Sequence[Point]) -> list[list[Point]]:
         rest = {key: value for key, value in point.settings.items() if key not in OF_LAMBDA}
         families.setdefault(repr(sorted((key, shown(value)) for key, value in rest.items())), []).append(point)
     return [
-        sorted(family, key=lambda p: (p.settings["lambda_max"] != p.settings.get("lambda_min"), -p.settings["lambda_max"]))
+        sorted(
+            family, key=lambda p: (p.settings["lambda_max"] != p.settings.get("lambda_min"), -p.settings["lambda_max"])
+        )
         for family in families.values()
         if len(family) > 1 and family[0].control_of is None
     ]

@@ -1,6 +1,7 @@
 """Run directories as `train sweep`, `train run` and `train evaluate` leave them, with numbers of a known model.
 
-A value of point p, seed s, item i is base_i + effect_p + seed effect + item effect + noise, so that tests know what is true.
+A value of point p, seed s, item i is base_i + effect_p + seed effect + item effect + noise, so that tests know what
+is true.
 """
 
 import hashlib
@@ -52,7 +53,14 @@ def write_run(
         lines.append(json.dumps(entry))
     (directory / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     own = {"objective": objective, "eta": eta, "ties": "threshold", "worst_over": "batch", "select_over": "document"}
-    run = {"preset": None, "shards": ["shards"], "grouper": grouper, "model": "tiny", "eval_fraction": 0.1, "eval_seed": 0}
+    run = {
+        "preset": None,
+        "shards": ["shards"],
+        "grouper": grouper,
+        "model": "tiny",
+        "eval_fraction": 0.1,
+        "eval_seed": 0,
+    }
     run |= {"permute_groups": permuted, "point": point, "workers": None}
     content = {
         "command": ["train", "run", "--shards", "shards", "--objective", objective, "--seed", str(seed)],
@@ -97,7 +105,13 @@ def write_documents(
     }
     for name, (count, loss) in (important or {}).items():
         columns |= {f"{name}.important_tokens": np.asarray(count, np.int64), f"{name}.important_loss": loss}
-    metadata = {"eval_hash": eval_hash, "eta": eta, "ties": "threshold", "columns": list(important or {}), "eval_seed": 0}
+    metadata = {
+        "eval_hash": eval_hash,
+        "eta": eta,
+        "ties": "threshold",
+        "columns": list(important or {}),
+        "eval_seed": 0,
+    }
     table = pa.table(columns).replace_schema_metadata({b"sft_go": json.dumps(metadata).encode()})
     pq.write_table(table, directory / "eval_documents.parquet")
 
@@ -122,7 +136,11 @@ def write_task(
         "metrics": {"acc": float(np.mean(answers))},
         "headline": "acc",
         "items": [
-            {"id": str(index), "group": None if groups is None else groups[index], "acc": float(answer)}
+            {
+                "id": f"{index}-{zlib_of(name):08x}",
+                "group": None if groups is None else groups[index],
+                "acc": float(answer),
+            }
             for index, answer in enumerate(answers)
         ],
     }
@@ -131,12 +149,14 @@ def write_task(
     (place / f"{name}.json").write_text(json.dumps(content | changes))
 
 
-def write_suite(directory: Path, columns: Mapping[str, float], parts: Mapping | None = None, name: str = "paper") -> None:
+def write_suite(
+    directory: Path, columns: Mapping[str, float], parts: Mapping | None = None, name: str = "paper"
+) -> None:
     """Write evaluation/suite-<name>.json."""
     content = {"suite": name, "columns": dict(columns), "average": float(np.mean(list(columns.values())))}
     place = directory / "evaluation"
     place.mkdir(exist_ok=True)
-    (place / f"suite-{name}.json").write_text(json.dumps(content | ({"parts": parts} if parts else {})))
+    (place / f"suite-{name}.json").write_text(json.dumps(content | ({"made_of": parts} if parts else {})))
 
 
 def write_sweep(
@@ -172,7 +192,8 @@ def write_sweep(
         "base": {"model": "tiny"},
         "seeds": list(seeds),
         "points": [
-            {"name": name, "settings": {}, "control_of": settings.get("control_of")} for name, settings in points.items()
+            {"name": name, "settings": {}, "control_of": settings.get("control_of")}
+            for name, settings in points.items()
         ],
         "keep": "model",
         "product_version": "0.1.0",
@@ -189,7 +210,7 @@ def _write_paper(directory: Path, hard: np.ndarray, gain: float, rng: np.random.
         task = column.lower().replace(" ", "_").replace("(", "").replace(")", "")
         write_task(directory, task, answers, suite="paper")
         values[column] = float(answers.mean())
-        parts[column] = [{"task": task, "metric": "acc", "weight": 1.0}]
+        parts[column] = [{"file": f"{task}.json", "task": task, "metric": "acc", "shots": 0}]
     write_suite(directory, values, parts)
 
 

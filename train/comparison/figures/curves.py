@@ -1,7 +1,7 @@
 """Figures 1 and 2: training loss by group over the steps, mean ± sd over seeds, and which group was the worst.
 
-What enters: a point's `Curves`. What leaves: a panel; below the curves a strip that is dark where the important group was the worst one. The
-script shows the numbers at a step, by pointer or by arrow keys; they lie in the panel's data.
+What enters: a point's `Curves`. What leaves: a panel; below the curves a strip that is dark where the important group
+was the worst one. The script shows the numbers at a step, by pointer or by arrow keys; they lie in the panel's data.
 """
 
 import json
@@ -38,6 +38,18 @@ def curve_panels(comparison: Comparison, classes: Mapping[str, str]) -> list[str
     return [_panel(point.name, curves, classes[point.name], low, high) for point, curves in shown]
 
 
+def legend(comparison: Comparison) -> str:
+    """Return what line, dash and strip mean, beside a sample of each."""
+    labels = list(dict.fromkeys(c.label for curves in comparison.curves.values() for c in curves.lines))
+    dash = {label: f"curve {DASHES.get(label, '')}" for label in labels}
+    small = '<span><svg width="30" height="10" aria-hidden="true">'
+    samples = [f"{small}{line('0', 5, '30', 5, dash[label])}</svg>{escape(label)}</span>" for label in labels]
+    if any(curves.worst_important for curves in comparison.curves.values()):
+        box = rectangle(0, 2, 100, 2 + STRIP, "strip")
+        samples.append(f"{small}{box}</svg>important is the worst group</span>")
+    return f'<p class="legend base">{"".join(samples)}</p>'
+
+
 def switches_text(curves: Curves) -> str:
     """Return how often the worst group changed, over the runs that say it."""
     known = [s for s in curves.switches if s]
@@ -57,7 +69,7 @@ def _panel(name: str, curves: Curves, colour: str, low: float, high: float) -> s
     first, last = curves.steps[0], curves.steps[-1]
     across = Scale(first, last, LEFT, RIGHT)
     inner = Scale(first, last, 0.0, WIDE)
-    shown_y = up.ticks(5)
+    shown_y = up.ticks(6)
     parts = [line(LEFT, up(v), RIGHT, up(v), "grid") for v in shown_y]
     parts += [text(LEFT - 1.0, up(v) + 4, tick_text(v, shown_y), "axis", "end") for v in shown_y]
     shown_x = [v for v in across.ticks(5) if v == int(v)]
@@ -66,7 +78,7 @@ def _panel(name: str, curves: Curves, colour: str, low: float, high: float) -> s
     drawn = []
     for curve in curves.lines:
         where = list(zip(curves.steps, curve.mean, curve.sd, strict=True))
-        kind = f"{colour} {DASHES.get(curve.label, '')}".strip()
+        kind = f"{colour.split()[0]} {DASHES.get(curve.label, '')}".strip()
         drawn.append(
             band(
                 [None if m is None or s is None else (inner(x), up(m - s), up(m + s)) for x, m, s in where],
@@ -99,7 +111,11 @@ def _strip(curves: Curves, across: Scale, colour: str) -> str:
     if not curves.worst_important:
         return ""
     y = HEIGHT - BOTTOM + 4
-    edges = [curves.steps[0], *[(a + b) / 2 for a, b in zip(curves.steps, curves.steps[1:], strict=False)], curves.steps[-1]]
+    edges = [
+        curves.steps[0],
+        *[(a + b) / 2 for a, b in zip(curves.steps, curves.steps[1:], strict=False)],
+        curves.steps[-1],
+    ]
     boxes, start = [], 0
     shares = [None if v is None else round(v, 1) for v in curves.worst_important]
     for index in range(1, len(shares) + 1):
@@ -107,7 +123,9 @@ def _strip(curves: Curves, across: Scale, colour: str) -> str:
             continue
         if shares[start]:
             style = f"opacity:{shares[start]:g}"
-            boxes.append(rectangle(across(edges[start]), y, across(edges[index]), y + STRIP, f"strip {colour}", "", style))
+            boxes.append(
+                rectangle(across(edges[start]), y, across(edges[index]), y + STRIP, f"strip {colour}", "", style)
+            )
         start = index
     return rectangle(LEFT, y, RIGHT, y + STRIP, "strip none") + "".join(boxes)
 

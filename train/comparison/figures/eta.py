@@ -1,6 +1,7 @@
 """Figure 3: a column over eta, with the baseline and the permuted control as bands.
 
-What enters: a comparison. What leaves: one panel for every family of points that differ in nothing but eta, all on one scale.
+What enters: a comparison. What leaves: one panel for every family of points that differ in nothing but eta, all on
+one scale.
 """
 
 from collections.abc import Mapping, Sequence
@@ -47,7 +48,9 @@ def eta_panels(comparison: Comparison, column: Column, classes: Mapping[str, str
     """Return the panels of a column as HTML figures."""
     families = eta_families(comparison.points)
     controls = {point.control_of: point for point in comparison.points if point.control_of}
-    shown_points = [p for family in families for p in (*family, *(controls[q.name] for q in family if q.name in controls))]
+    shown_points = [
+        p for family in families for p in (*family, *(controls[q.name] for q in family if q.name in controls))
+    ]
     summaries = [comparison.summary(point, column) for point in (*shown_points, comparison.baseline)]
     ends = [v for s in summaries if s for v in (s.low, s.high, s.mean) if v is not None]
     if not families or not ends:
@@ -74,7 +77,9 @@ def _panel(
     if base is not None and base.mean is not None:
         words = f"{comparison.baseline.name}: {summary_text(base, column)}"
         if base.low is not None:
-            parts.append(rectangle(LEFT, up(base.high * column.scale), 99.0, up(base.low * column.scale), "band base", words))
+            parts.append(
+                rectangle(LEFT, up(base.high * column.scale), 99.0, up(base.low * column.scale), "band base", words)
+            )
         parts.append(line(LEFT, up(base.mean * column.scale), 99.0, up(base.mean * column.scale), "curve base"))
     inner = Scale(across.low, across.high, 0.0, WIDE)
     stretched_parts, marks = [], []

@@ -31,7 +31,8 @@ def forest(differences: Sequence[Difference], classes: Mapping[str, str], agains
         rows.append(
             f'<tr><th scope="row"><span class="key {name}"></span>{escape(d.point)}</th>'
             f'<td class="picture">{_mark(d, scale, name)}</td>'
-            f'<td class="number">{strength}{difference_text(d.estimate.difference, column)}{strength.replace("<", "</")} '
+            f"<td "
+            f'class="number">{strength}{difference_text(d.estimate.difference, column)}{strength.replace("<", "</")} '
             f'<span class="soft">{interval_text(d)}</span></td></tr>'
         )
     shown = scale.ticks(6)

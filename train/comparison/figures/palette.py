@@ -1,6 +1,7 @@
 """One colour a series, everywhere in a report; told apart without colour vision by shape and dash as well.
 
-What enters: points. What leaves: class names that the page's style sheet gives colours (`s0` to `s5`, `base`, `control`).
+What enters: points. What leaves: class names that the page's style sheet gives colours (`s0` to `s5`, `base`,
+`control`).
 """
 
 from collections.abc import Sequence

@@ -1,13 +1,15 @@
-"""A small writer of SVG for pages: text keeps its size at any width, colours are the page's own, every mark says its value.
+"""A small writer of SVG for pages: text keeps its size at any width, colours are the page's own, every mark says its
+value.
 
-What enters: numbers. What leaves: SVG text for a figure that is as wide as its place: positions along the width are percentages,
-along the height pixels. Lines of data lie in a nested picture that is stretched; its strokes are not.
+What enters: numbers. What leaves: SVG text for a figure that is as wide as its place: positions along the width are
+percentages, along the height pixels. Lines of data lie in a nested picture that is stretched; its strokes are not.
 """
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 
 WIDE = 1000.0  # the width of the stretched picture, in its own units
 
@@ -44,7 +46,7 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
 
 def tick_text(value: float, shown: Sequence[float]) -> str:
     """Return a tick's number, with as many digits as its neighbours need."""
-    step = min((abs(b - a) for a, b in zip(shown, shown[1:], strict=False)), default=1.0)
+    step = min((abs(b - a) for a, b in pairwise(shown)), default=1.0)
     digits = max(0, -math.floor(math.log10(step) + 1e-9)) if step else 0
     if step and abs(step * 10**digits - round(step * 10**digits)) > 1e-6:
         digits += 1
@@ -91,7 +93,8 @@ def rectangle(x1: float, y1: float, x2: float, y2: float, name: str, tip: str = 
     inner = f"<title>{escape(tip)}</title>" if tip else ""
     style = f' style="{style}"' if style else ""
     return (
-        f'<rect class="{name}" x="{_x(x1)}" y="{y1:.1f}" width="{_x(max(x2 - x1, 0.0))}" height="{max(y2 - y1, 0.0):.1f}"'
+        f'<rect class="{name}" x="{_x(x1)}" y="{y1:.1f}" width="{_x(max(x2 - x1, 0.0))}" '
+        f'height="{max(y2 - y1, 0.0):.1f}"'
         f"{style}>{inner}</rect>"
     )
 

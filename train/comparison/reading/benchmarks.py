@@ -3,11 +3,13 @@
 What enters: `evaluation/<task>.json` and `evaluation/suite-<name>.json`. What leaves: a measure for every column of the
 suites, for their average, and for every task that is in no suite. Next: `columns.py`.
 
-A task's items give its value again (their mean, or right answers over questions where an item has several, as IFEval's
-instructions); a column whose parts a suite does not say, or that is no such mean (corpus BLEU), has a value and no items: its
-interval is over seeds alone.
+A suite's column is the mean of the metrics that it is made of. Where the mean of a task's items is not the metric
+itself but near it (IFEval counts instructions, and a prompt has one to three), the items say how it varies and the
+metric where it is; a metric that is no mean of items at all (corpus BLEU) has a value and no items, and its interval
+is over seeds alone.
 """
 
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,11 +20,12 @@ import numpy as np
 from common.errors import UserError
 from common.files import read_json
 from train.comparison.reading.runs import EVALUATION_NAME, Run
-from train.comparison.statistics.measures import Measure, combine, ratio
+from train.comparison.statistics.measures import Measure, Part, combine, ratio
 
 SUITE_PREFIX = "suite-"
-SAME = 1e-6  # between a metric and what its items give
-ASKED = ("version", "num_fewshot", "limit")  # what makes two results of a task comparable
+NEAR = 0.05  # between a metric and the mean of its items
+SAME = 1e-6  # between an average and the mean of its columns
+ASKED = ("version", "num_fewshot", "limit", "data", "apply_chat_template")  # what makes two results comparable
 
 
 @dataclass
@@ -63,24 +66,25 @@ def benchmark_measures(benchmarks: Benchmarks) -> dict[tuple[str, str], Measure]
     measures: dict[tuple[str, str], Measure] = {}
     used: set[str] = set()
     for suite, content in benchmarks.suites.items():
-        parts: Mapping[str, list[dict[str, Any]]] = content.get("parts") or {}
+        made_of: Mapping[str, list[dict[str, Any]]] = content.get("made_of") or {}
         columns = {}
         for column, value in content["columns"].items():
-            used |= {part["task"] for part in parts.get(column, [])}
-            columns[column] = _column(benchmarks, parts.get(column), _number(value))
+            parts = made_of.get(column, [])
+            used |= {_file(part) for part in parts}
+            columns[column] = _column(benchmarks, parts, _number(value))
         measures |= {(suite, column): measure for column, measure in columns.items()}
-        if len(columns) > 1:
+        if len(columns) > 1 and "average" in content and content["average"] is not None:
             average = combine([(1.0 / len(columns), measure) for measure in columns.values()])
-            stated = _number(content.get("average"))
+            stated = _number(content["average"])
             measures[suite, "average"] = average if _close(average.value, stated) else Measure(stated)
     in_suites = {task.get("suite") for task in benchmarks.tasks.values()} & set(benchmarks.suites)
     for name, task in benchmarks.tasks.items():
         if name not in used and task.get("suite") not in in_suites:
-            measures["", name] = task_measure(task, task.get("headline"), name)
+            measures["", name] = task_measure(task, task.get("headline"))
     return measures
 
 
-def task_measure(task: Mapping[str, Any], metric: str | None, item_set: str) -> Measure:
+def task_measure(task: Mapping[str, Any], metric: str | None) -> Measure:
     """Return the measure of one metric of a task; without parts where its items do not give the value."""
     value = _number(task["metrics"].get(metric))
     items = [item.get(metric) for item in task.get("items", [])]
@@ -88,28 +92,35 @@ def task_measure(task: Mapping[str, Any], metric: str | None, item_set: str) -> 
         return Measure(value)
     answers = [item if isinstance(item, list) else [item] for item in items]
     groups = [item.get("group") for item in task["items"]]
-    measure = ratio(item_set, np.array([sum(a) for a in answers]), np.array([len(a) for a in answers]), groups)
-    return measure if _close(measure.value, value) or np.isnan(value) else Measure(value)
-
-
-def _column(benchmarks: Benchmarks, parts: list[dict[str, Any]] | None, value: float) -> Measure:
-    if not parts or any(part["task"] not in benchmarks.tasks for part in parts):
+    name = _item_set(task)
+    measure = ratio(name, np.array([sum(a) for a in answers]), np.array([len(a) for a in answers]), groups)
+    if np.isnan(measure.value) or np.isnan(value) or not measure.parts:
         return Measure(value)
-    total = sum(part.get("weight", 1.0) for part in parts)
+    if abs(measure.value - value) > NEAR:
+        return Measure(value)
+    part = measure.parts[0]
+    moved = part.contributions + (value - measure.value) / len(part.contributions)
+    return Measure(value, (Part(name, moved, part.influences),))
+
+
+def _item_set(task: Mapping[str, Any]) -> str:
+    """Return a name that tasks over the same questions share, such as one with other shots: drawn, they are drawn
+    together."""
+    ids = "\n".join(str(item.get("id")).rpartition("-")[0] or str(item.get("id")) for item in task["items"])
+    return f"{task.get('data') or task.get('task')} {zlib.crc32(ids.encode()):08x}"
+
+
+def _column(benchmarks: Benchmarks, parts: list[dict[str, Any]], value: float) -> Measure:
+    if not parts or any(_file(part) not in benchmarks.tasks for part in parts):
+        return Measure(value)
     measure = combine(
-        [
-            (
-                part.get("weight", 1.0) / total,
-                task_measure(
-                    benchmarks.tasks[part["task"]],
-                    part.get("metric") or benchmarks.tasks[part["task"]].get("headline"),
-                    part["task"],
-                ),
-            )
-            for part in parts
-        ]
+        [(1.0 / len(parts), task_measure(benchmarks.tasks[_file(part)], part["metric"])) for part in parts]
     )
     return measure if _close(measure.value, value) else Measure(value)
+
+
+def _file(part: Mapping[str, Any]) -> str:
+    return str(part["file"]).removesuffix(".json")
 
 
 def _number(value: Any) -> float:

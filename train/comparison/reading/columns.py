@@ -1,7 +1,7 @@
 """The columns of the tables: for each, the measure of every run that has it.
 
-What enters: runs, their held-out documents and benchmarks. What leaves: `Column`s, those of the main table first and the headline
-first of all. Next: `comparison.py` fills the tables.
+What enters: runs, their held-out documents and benchmarks. What leaves: `Column`s, those of the main table first and
+the headline first of all. Next: `comparison.py` fills the tables.
 """
 
 import difflib

@@ -1,6 +1,7 @@
 """The curves of figures 1 and 2: each group's training loss over the steps, mean and standard deviation over seeds.
 
-What enters: `metrics.jsonl` of a point's runs. What leaves: a `Curves` with at most `MOST` steps. Next: `figures/curves.py`.
+What enters: `metrics.jsonl` of a point's runs. What leaves: a `Curves` with at most `MOST` steps. Next:
+`figures/curves.py`.
 
 Steps where a run says NaN are None in the mean: a mean over the other seeds would hide it.
 """
@@ -58,7 +59,9 @@ def read_curves(point: Point) -> Curves:
     bad = np.zeros(len(histories), dtype=bool)
     for name in names:
         values = np.array([[_number(history[step].get(name)) for step in steps] for history in histories])
-        bad |= ~np.isfinite(values).all(axis=1) & np.array([any(name in entry for entry in h.values()) for h in histories])
+        bad |= ~np.isfinite(values).all(axis=1) & np.array(
+            [any(name in entry for entry in h.values()) for h in histories]
+        )
         binned = _binned(values, starts)
         sd = binned.std(axis=0, ddof=1) if len(histories) > 1 else np.full(binned.shape[1], np.nan)
         found.lines.append(Curve(NAMES.get(name, _label(name)), _listed(binned.mean(axis=0)), _listed(sd)))

@@ -1,7 +1,8 @@
 """The held-out documents of a run: columns of losses, by every yardstick.
 
-What enters: `eval_documents.parquet` of each run. What leaves: columns over documents: the loss of all tokens, and by the groups
-of each score column the loss of important, of unimportant tokens, and of the worse of the two. Next: `columns.py`.
+What enters: `eval_documents.parquet` of each run. What leaves: columns over documents: the loss of all tokens, and by
+the groups of each score column the loss of important, of unimportant tokens, and of the worse of the two. Next:
+`columns.py`.
 
 A yardstick's groups depend on eta and on the tie rule, so both are in its name: runs measured by other groups
 are in other columns, and are never subtracted.
@@ -62,7 +63,8 @@ def read_documents(run: Run) -> Documents | None:
         missing = {"tokens", "loss"} - set(numbers)
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise UserError(
-            f"{path}: expected the held-out losses that `train run` writes, found a file that cannot be read ({error}). "
+            f"{path}: expected the held-out losses that `train run` writes, found a file that cannot be read "
+            f"({error}). "
             "`train evaluate` writes it anew."
         ) from error
     if missing:
@@ -109,7 +111,8 @@ def check_same_documents(held: Sequence[Documents]) -> list[str]:
         if other.ids != held[0].ids:
             problems.append(
                 f"{other.path} and {held[0].path}: expected the same documents in the same order (one eval_hash), "
-                f"found {len(other.ids)} and {len(held[0].ids)} of which {len(set(other.ids) & set(held[0].ids))} in both."
+                f"found {len(other.ids)} and {len(held[0].ids)} of which {len(set(other.ids) & set(held[0].ids))} "
+                f"in both."
             )
         elif not np.array_equal(other.table["tokens"], held[0].table["tokens"]):
             problems.append(f"{other.path} and {held[0].path}: expected as many tokens in each document, found others.")

@@ -1,7 +1,7 @@
 """Runs become points: the same settings with several seeds.
 
-What enters: `Run`s. What leaves: `Point`s in the order found, each control knowing what it controls, and the baseline. Next:
-`pooling.py` checks that they may stand in one table.
+What enters: `Run`s. What leaves: `Point`s in the order found, each control knowing what it controls, and the
+baseline. Next: `pooling.py` checks that they may stand in one table.
 """
 
 import difflib
@@ -27,7 +27,9 @@ class Point:
     settings: dict[str, Any]  # those that make a point
     runs: list[Run] = field(default_factory=list)
     control_of: str | None = None
-    varying: dict[str, Any] = field(default_factory=dict)  # of the settings, those that differ between the points
+    varying: dict[str, Any] = field(
+        default_factory=dict
+    )  # of the settings, those that differ between the points that read them
 
     @property
     def is_reference(self) -> bool:
@@ -64,7 +66,8 @@ def make_points(runs: Sequence[Run]) -> list[Point]:
             )
         elif same := [other for other in point.runs if other.seed == run.seed]:
             problems.append(
-                f"point {run.point}: seed {run.seed} is there twice, {same[0].directory} and {run.directory}. Leave one out."
+                f"point {run.point}: seed {run.seed} is there twice, {same[0].directory} and {run.directory}. "
+                f"Leave one out."
             )
         point.runs.append(run)
     raise_together(problems)
@@ -104,7 +107,8 @@ def choose_baseline(points: Sequence[Point], wishes: Sequence[str]) -> Point:
             near = difflib.get_close_matches(key, [*known, *(point.name for point in points)], 1)
             hint = f" Did you mean {near[0]}?" if near else ""
             problems.append(
-                f"--baseline {pair}: expected the name of a point or setting=value; found neither.{hint} Points: {names}."
+                f"--baseline {pair}: expected the name of a point or setting=value; found neither.{hint} Points: "
+                f"{names}."
             )
     raise_together(problems)
     fitting = [point for point in candidates if all(_fits(point, *pair.partition("=")[::2]) for pair in pairs)]
@@ -113,7 +117,8 @@ def choose_baseline(points: Sequence[Point], wishes: Sequence[str]) -> Point:
     if len(fitting) != 1:
         which = "none" if not fitting else ", ".join(point.name for point in fitting)
         raise UserError(
-            f"--baseline {' '.join(wishes)}: expected one point, found {which}. Points: {names}. Give a name, or more settings."
+            f"--baseline {' '.join(wishes)}: expected one point, found {which}. Points: {names}. Give a name, or "
+            f"more settings."
         )
     return fitting[0]
 
@@ -141,7 +146,8 @@ def _name(points: Sequence[Point], doubled: set[int]) -> None:
     """Say what differs between the points, and name those that have no name by it."""
     keys = list(dict.fromkeys(key for point in points for key in point.settings))
     trained = [point for point in points if not point.is_reference]
-    varying = [key for key in keys if len({_text(point.settings.get(key)) for point in trained}) > 1]
+    values = {key: {_text(p.settings[key]) for p in trained if p.settings.get(key) is not None} for key in keys}
+    varying = [key for key in keys if len(values[key]) > 1 or (key in FIRST and values[key])]
     varying.sort(key=lambda key: (FIRST.index(key) if key in FIRST else len(FIRST), key))
     for point in points:
         point.varying = {key: point.settings[key] for key in varying if point.settings.get(key) is not None}

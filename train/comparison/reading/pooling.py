@@ -74,9 +74,7 @@ def check_pool(
     return Common(hashes, eval_hash, len(held[0].ids) if held else 0, tasks)
 
 
-def _differences(
-    runs: Sequence[Run], value: Callable[[Run], Any], what: str, text: Callable[[Any], str]
-) -> list[str]:
+def _differences(runs: Sequence[Run], value: Callable[[Run], Any], what: str, text: Callable[[Any], str]) -> list[str]:
     """Return one sentence if a value is not the same for all runs: each value once, with runs that have it."""
     places: list[tuple[Any, list[Run]]] = []
     for run in runs:

@@ -82,9 +82,11 @@ def _read(directory: Path, found: Found, seen: set[Path]) -> None:
     if (directory / SWEEP_NAME).is_file():
         found.sweeps.append(directory)
         _read_sweep(directory, found, seen)
-    elif (directory / RUN_NAME).is_file():
-        _add(found, seen, directory)
-    elif (directory / DOCUMENTS_NAME).is_file() or (directory / EVALUATION_NAME).is_dir():
+    elif (
+        (directory / RUN_NAME).is_file()
+        or (directory / DOCUMENTS_NAME).is_file()
+        or (directory / EVALUATION_NAME).is_dir()
+    ):
         _add(found, seen, directory)
     else:
         for child in sorted(path for path in directory.iterdir() if path.is_dir() and not path.name.startswith(".")):
@@ -153,5 +155,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         try:
             lines.append(json.loads(line))
         except ValueError as error:
-            raise UserError(f"{path}, line {number}: expected a JSON object, found something else ({error}).") from error
+            raise UserError(
+                f"{path}, line {number}: expected a JSON object, found something else ({error})."
+            ) from error
     return lines

@@ -1,20 +1,53 @@
 """A run's settings as one flat table, and what of it makes a point.
 
-What enters: the content of `run.json`. What leaves: `{flag: value}`. Next: `points.py` groups runs with equal tables, and
-`--baseline key=value` is looked up in them.
+What enters: the content of `run.json`. What leaves: `{flag: value}`. Next: `points.py` groups runs with equal tables,
+and `--baseline key=value` is looked up in them.
 """
 
 from typing import Any
 
 # Where a run lies, how it is watched, who runs it: two runs that differ in nothing else are of one point.
 NOT_OF_A_POINT = frozenset(
-    """
-    seed data_seed point output_dir overwrite_output_dir logging_dir run_name resume_from_checkpoint report_to project
-    trackio_space_id hub_model_id hub_token hub_strategy hub_private_repo hub_always_push hub_revision push_to_hub
-    push_to_hub_token disable_tqdm log_level log_level_replica local_rank ddp_port address logging_steps save_steps
-    save_strategy save_total_limit save_only_model save_on_each_node logging_strategy logging_first_step
-    dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor model_name_or_path
-    """.split()
+    [
+        "seed",
+        "data_seed",
+        "point",
+        "output_dir",
+        "overwrite_output_dir",
+        "logging_dir",
+        "run_name",
+        "resume_from_checkpoint",
+        "report_to",
+        "project",
+        "trackio_space_id",
+        "hub_model_id",
+        "hub_token",
+        "hub_strategy",
+        "hub_private_repo",
+        "hub_always_push",
+        "hub_revision",
+        "push_to_hub",
+        "push_to_hub_token",
+        "disable_tqdm",
+        "log_level",
+        "log_level_replica",
+        "local_rank",
+        "ddp_port",
+        "address",
+        "logging_steps",
+        "save_steps",
+        "save_strategy",
+        "save_total_limit",
+        "save_only_model",
+        "save_on_each_node",
+        "logging_strategy",
+        "logging_first_step",
+        "dataloader_num_workers",
+        "dataloader_pin_memory",
+        "dataloader_persistent_workers",
+        "dataloader_prefetch_factor",
+        "model_name_or_path",
+    ]
 )
 READ_BY_GO = ("eta", "ties", "worst_over", "lambda_max", "lambda_min", "select_over")
 

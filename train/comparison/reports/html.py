@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 
 from train.comparison.comparison import Comparison
-from train.comparison.figures.curves import curve_panels
+from train.comparison.figures.curves import curve_panels, legend
 from train.comparison.figures.eta import eta_panels
 from train.comparison.figures.forest import forest
 from train.comparison.figures.palette import colour_classes
@@ -25,7 +25,8 @@ SHELL = """<!doctype html>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:">
+<meta http-equiv="Content-Security-Policy"
+  content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:">
 <title>{title}</title>
 <link rel="icon" href="data:,">
 <style>{style}</style>
@@ -108,8 +109,10 @@ def _differences(comparison: Comparison, classes: Mapping[str, str], numbers: _N
         made = [d for d in comparison.family("baseline") if d.column is column]
         if picture := forest(made, classes, comparison.baseline.name):
             drawn.append(
-                f'<figure>{picture}<figcaption>{numbers.figure()}Differences from {escape(comparison.baseline.name)} in '
-                f"{escape(column.title)}, with 95 % intervals over seeds and items. Bold where it holds after correction; "
+                f"<figure>{picture}<figcaption>{numbers.figure()}Differences from "
+                f"{escape(comparison.baseline.name)} in "
+                f"{escape(column.title)}, with 95 % intervals over seeds and items. Bold where it holds after "
+                f"correction; "
                 "hollow marks are permuted controls.</figcaption></figure>"
             )
     return [f"<section><h2>Differences from the baseline</h2>{''.join(drawn)}</section>"] if drawn else []
@@ -123,8 +126,10 @@ def _eta(comparison: Comparison, classes: Mapping[str, str], numbers: _Numbers) 
         panels = eta_panels(comparison, column, classes)
         if panels:
             sections.append(
-                f'<div class="panels">{"".join(panels)}</div><p class="caption">{numbers.figure()}{escape(column.title)} over '
-                f"eta: mean with its 95 % interval over seeds. Grey: {escape(comparison.baseline.name)} and its interval; dashed, "
+                f'<div class="panels">{"".join(panels)}</div><p '
+                f'class="caption">{numbers.figure()}{escape(column.title)} over '
+                f"eta: mean with its 95 % interval over seeds. Grey: {escape(comparison.baseline.name)} and its "
+                f"interval; dashed, "
                 "hollow, with a band: the same groups permuted within each document.</p>"
             )
     return [f"<section><h2>Which eta</h2>{''.join(sections)}</section>"] if sections else []
@@ -135,10 +140,14 @@ def _lambda(comparison: Comparison, classes: Mapping[str, str], numbers: _Number
     if table is None:
         return []
     made = comparison.family("lambda")
+    if len(made) < 2:
+        return [f"<section><h2>Constant or decaying lambda</h2>{_table(table, classes, numbers)}</section>"]
     against = made[0].against if len({d.against for d in made}) == 1 else "the first of its family"
     picture = forest(made, classes, against)
     figure = (
-        f"<figure>{picture}<figcaption>{numbers.figure()}The same, as a picture.</figcaption></figure>" if picture else ""
+        f"<figure>{picture}<figcaption>{numbers.figure()}The same, as a picture.</figcaption></figure>"
+        if picture
+        else ""
     )
     return [f"<section><h2>Constant or decaying lambda</h2>{_table(table, classes, numbers)}{figure}</section>"]
 
@@ -148,10 +157,12 @@ def _curves(comparison: Comparison, classes: Mapping[str, str], numbers: _Number
     if not panels:
         return []
     return [
-        f'<section><h2>Training loss by group</h2><div class="panels">{"".join(panels)}</div><p class="caption">'
-        f"{numbers.figure()}Mean cross-entropy (nats) of a step's important tokens (solid) and unimportant ones (dashed), mean ± "
-        "standard deviation over seeds. The strip is dark where the important group was the worst one, as dark as the share "
-        "of seeds. Point at a curve, or focus it and use the arrow keys, to read it.</p></section>"
+        f"<section><h2>Training loss by group</h2>{legend(comparison)}<div "
+        f'class="panels">{"".join(panels)}</div><p class="caption">'
+        f"{numbers.figure()}Mean cross-entropy (nats) of a step's tokens by group, mean ± standard deviation over "
+        f"seeds. "
+        "The strip is dark where the important group was the worst one, as dark as the share of seeds. Point at "
+        "a curve, or focus it and use the arrow keys, to read it.</p></section>"
     ]
 
 
@@ -166,7 +177,7 @@ def _table_section(title: str, table: Table, classes: Mapping[str, str], numbers
 def _table(table: Table, classes: Mapping[str, str], numbers: _Numbers) -> str:
     heads = "".join(
         f'<th scope="col" aria-sort="none"><button type="button">{escape(head)}'
-        f'{f"<small>{escape(note)}</small>" if note else ""}</button></th>'
+        f"{f'<small>{escape(note)}</small>' if note else ''}</button></th>"
         for head, note in table.heads
     )
     rows = []
@@ -175,9 +186,10 @@ def _table(table: Table, classes: Mapping[str, str], numbers: _Numbers) -> str:
         rows.append(f"<tr>{_cell(row[0], 'th', name)}{''.join(_cell(cell) for cell in row[1:])}</tr>")
     notes = "".join(f"<p>{escape(note)}</p>" for note in table.notes)
     return (
-        f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(table.key)} table"><table class="data {table.key}" id="{table.key}">'
+        f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(table.key)} table"><table '
+        f'class="data {table.key}" id="{table.key}">'
         f"<caption>{numbers.table()}{escape(table.caption)}</caption><thead><tr>{heads}</tr></thead>"
-        f'<tbody>{"".join(rows)}</tbody></table></div>{f"<div class=notes>{notes}</div>" if notes else ""}'
+        f"<tbody>{''.join(rows)}</tbody></table></div>{f'<div class=notes>{notes}</div>' if notes else ''}"
     )
 
 
@@ -205,9 +217,11 @@ def _unfinished(comparison: Comparison) -> list[str]:
 
 
 def _method(comparison: Comparison) -> str:
-    return "<section><h2>How the numbers were made</h2>" + "".join(
-        f'<p class="prose">{escape(text)}</p>' for text in method.method_paragraphs(comparison)
-    ) + "</section>"
+    return (
+        "<section><h2>How the numbers were made</h2>"
+        + "".join(f'<p class="prose">{escape(text)}</p>' for text in method.method_paragraphs(comparison))
+        + "</section>"
+    )
 
 
 def _repeat(comparison: Comparison, classes: Mapping[str, str], numbers: _Numbers, command: Sequence[str]) -> str:
@@ -219,5 +233,6 @@ def _repeat(comparison: Comparison, classes: Mapping[str, str], numbers: _Number
         f"{_table(tables.settings_table(comparison), classes, numbers)}"
         f'<dl class="facts">{facts}</dl>'
         f"<details><summary>The settings that all points share</summary><dl class='facts'>{shared}</dl></details>"
-        f"<details><summary>The commands of the {len(lines)} runs</summary><pre>{escape(chr(10).join(lines))}</pre></details></section>"
+        f"<details><summary>The commands of the {len(lines)} "
+        f"runs</summary><pre>{escape(chr(10).join(lines))}</pre></details></section>"
     )

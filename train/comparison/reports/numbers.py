@@ -73,4 +73,12 @@ def difference_unit(column: Column) -> str:
 
 def hours_text(hours: float | None) -> str:
     """Return hours with two significant digits at least."""
-    return NOTHING if hours is None else f"{hours:,.1f}" if hours >= 10 else f"{hours:.3f}" if hours < 1 else f"{hours:.2f}"
+    return (
+        NOTHING
+        if hours is None
+        else f"{hours:,.1f}"
+        if hours >= 10
+        else f"{hours:.3f}"
+        if hours < 1
+        else f"{hours:.2f}"
+    )

@@ -1,7 +1,7 @@
 """The tables of a report as plain data, which HTML and Markdown both write.
 
-What enters: a `Comparison`. What leaves: `Table`s: a caption, column heads, rows of cells, each cell with lines of text and the number
-it is sorted by. Next: `html.py`, `markdown.py`.
+What enters: a `Comparison`. What leaves: `Table`s: a caption, column heads, rows of cells, each cell with lines of
+text and the number it is sorted by. Next: `html.py`, `markdown.py`.
 """
 
 from collections.abc import Sequence
@@ -54,7 +54,8 @@ def main_table(comparison: Comparison) -> Table:
     size = max((d.family_size for d in comparison.family("baseline")), default=0)
     caption = (
         f"Mean ± standard deviation over seeds; below it the difference from {base}, paired by seed and item, with its "
-        f"95 % interval, and p corrected by Holm's method over the {size} comparisons of this table. Bold: the corrected p is below "
+        f"95 % interval, and p corrected by Holm's method over the {size} comparisons of this table. Bold: the "
+        f"corrected p is below "
         "0.05 and the interval leaves 0 out."
     )
     return _values("main", caption, comparison, comparison.main_columns, "baseline")
@@ -67,7 +68,8 @@ def yardstick_table(comparison: Comparison) -> Table | None:
     size = max((d.family_size for d in comparison.family("yardstick")), default=0)
     caption = (
         "Held-out loss in nats a token by the groups of each score column, whichever the run was trained on: "
-        f"important tokens, unimportant ones, and the worse of the two. Differences as in the main table, corrected over {size} comparisons."
+        f"important tokens, unimportant ones, and the worse of the two. Differences as in the main table, "
+        f"corrected over {size} comparisons."
     )
     return _values("yardstick", caption, comparison, comparison.yardsticks, "yardstick")
 
@@ -94,7 +96,9 @@ def _value_cell(text: str, sort: float | None, difference: Difference | None) ->
         f"{difference_text(difference.estimate.difference, column)} {interval_text(difference)}",
         p_words(difference.p_holm) if difference.p_holm is not None else "",
     )
-    return Cell(text, sort, tuple(filter(None, under)), difference.holds, difference.gain > 0 if difference.holds else None)
+    return Cell(
+        text, sort, tuple(filter(None, under)), difference.holds, difference.gain > 0 if difference.holds else None
+    )
 
 
 def control_table(comparison: Comparison) -> Table | None:
@@ -103,7 +107,8 @@ def control_table(comparison: Comparison) -> Table | None:
     if not made:
         return None
     caption = (
-        f"{comparison.headline.title} of each point against its own permuted control: as many important tokens in every document, "
+        f"{comparison.headline.title} of each point against its own permuted control: as many important tokens in "
+        f"every document, "
         "chosen by chance. Corrected by Holm's method over the comparisons with controls in all columns "
         f"({max(d.family_size for d in made)})."
     )
@@ -146,7 +151,13 @@ def _comparisons(key: str, caption: str, made: Sequence[Difference], heads: Sequ
                 Cell(str(len(d.seeds)), len(d.seeds)),
             )
         )
-    titles = (*((head, "") for head in heads), ("difference", unit), ("95 % interval", unit), ("p", ""), ("p, corrected", ""))
+    titles = (
+        *((head, "") for head in heads),
+        ("difference", unit),
+        ("95 % interval", unit),
+        ("p", ""),
+        ("p, corrected", ""),
+    )
     return Table(key, caption, (*titles, ("seeds", "")), tuple(rows), _notes(made), tuple(d.point for d in made))
 
 
@@ -179,9 +190,12 @@ def detectable_table(comparison: Comparison) -> Table:
             )
         )
     caption = (
-        "The smallest true difference that would have been found with a chance of 80 % (two-sided, 5 %): for the middle "
-        "point of the table, the least and the most over points, and with the 5 % shared by the whole table. The two standard "
-        "errors say what would help: more seeds, or more items. Last: the smallest p that sign flips over so many seeds can give."
+        "The smallest true difference that would have been found with a chance of 80 % (two-sided, 5 %): for the "
+        "middle "
+        "point of the table, the least and the most over points, and with the 5 % shared by the whole table. The "
+        "two standard "
+        "errors say what would help: more seeds, or more items. Last: the smallest p that sign flips over so "
+        "many seeds can give."
     )
     heads = (
         ("column", ""),
@@ -228,7 +242,10 @@ def cost_table(comparison: Comparison) -> Table:
         ("tokens seen", "a run"),
         ("redone steps", "all runs"),
     )
-    caption = f"What it took: {hours_text(total)} {unit} of training in all, on {devices}. A redone step was done again after a stop."
+    caption = (
+        f"What it took: {hours_text(total)} {unit} of training in all, on {devices}. A redone step was done again after "
+        "a stop."
+    )
     return Table("cost", caption, heads, tuple(rows), (), tuple(cost.point for cost in comparison.costs))
 
 
@@ -238,7 +255,10 @@ def settings_table(comparison: Comparison) -> Table:
     rows = [
         (
             Cell(point.name, point.name),
-            *(Cell(shown(point.varying[k]) if k in point.varying else NOTHING, _sortable(point.varying.get(k))) for k in keys),
+            *(
+                Cell(shown(point.varying[k]) if k in point.varying else NOTHING, _sortable(point.varying.get(k)))
+                for k in keys
+            ),
             Cell(", ".join(str(run.seed) for run in point.runs if run.seed is not None) or NOTHING),
         )
         for point in comparison.points
@@ -249,12 +269,12 @@ def settings_table(comparison: Comparison) -> Table:
 
 
 def common_settings(comparison: Comparison) -> dict[str, str]:
-    """Return the settings that all points share and that say something."""
+    """Return the settings that are the same in all points that read them."""
     trained = [point.settings for point in comparison.points if not point.is_reference]
     shared = {}
-    for key in sorted(set.intersection(*(set(settings) for settings in trained))) if trained else ():
-        values = {shown(settings[key]) for settings in trained}
-        if len(values) == 1 and (value := values.pop()) not in ("null", "none", ""):
+    for key in sorted({key for settings in trained for key in settings}):
+        values = {shown(settings[key]) for settings in trained if settings.get(key) is not None}
+        if len(values) == 1 and (value := values.pop()) not in ("", "none"):
             shared[key] = value
     return shared
 
@@ -267,9 +287,11 @@ def _name_cell(point: Point, comparison: Comparison) -> Cell:
     note = {"baseline": "baseline", "control": "control", "reference": "not trained here"}
     kind = "baseline" if point is comparison.baseline else "control" if point.control_of else None
     kind = "reference" if point.is_reference else kind
-    seeds = len([run for run in point.runs if run.seed is not None])
     under = [note[kind]] if kind else []
-    return Cell(point.name, point.name, (*under, f"{seeds} seed{'s' if seeds != 1 else ''}") if seeds else tuple(under))
+    seeds = [run.seed for run in point.runs if run.seed is not None]
+    if seeds and seeds != [run.seed for run in comparison.baseline.runs]:
+        under.append(f"{len(seeds)} seed{'s' if len(seeds) != 1 else ''}")
+    return Cell(point.name, point.name, tuple(under))
 
 
 def _head_note(column: Column) -> str:

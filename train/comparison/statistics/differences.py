@@ -3,14 +3,14 @@
 What enters: `Pairs`, one a comparison: for every seed that both points have, both runs' `Measure`. What leaves: an
 `Estimate` each. Next: `holm.py` corrects a table's p-values.
 
-**The model.** The difference of seed s and item i is d = delta + a_s + b_i + e_si: what the seed does to all items, what
-the item does in all seeds, and the rest. The mean over S seeds and I items varies by var(a)/S + var(b)/I + var(e)/(S I):
-another seed and other items would give another one, and the interval is for both.
+**The model.** The difference of seed s and item i is d = delta + a_s + b_i + e_si: what the seed does to all items,
+what the item does in all seeds, and the rest. The mean over S seeds and I items varies by var(a)/S + var(b)/I +
+var(e)/(S I): another seed and other items would give another one, and the interval is for both.
 
 **The interval** is of a hierarchical bootstrap with one change. Items are drawn with replacement, all that belong
-together at once, the same for both points and all seeds. Seeds are not: five values drawn with replacement give too narrow
-intervals (their variance is 4/5 of what it should be, and they know nothing of its uncertainty; 86 % cover where 95 % should).
-The seed level is Student's t with S − 1 degrees of freedom in its place:
+together at once, the same for both points and all seeds. Seeds are not: five values drawn with replacement give too
+narrow intervals (their variance is 4/5 of what it should be, and they know nothing of its uncertainty; 86 % cover
+where 95 % should). The seed level is Student's t with S − 1 degrees of freedom in its place:
 
     draw = mean + t · se_seeds + (mean over drawn items − mean),      the interval is the 2.5 % and 97.5 % quantile
 
@@ -22,16 +22,16 @@ out). Coverage at 5 seeds × 200 items is 93 to 97 % with a seed effect, 96 to 9
 If only seeds vary this is the paired t interval, if only items vary the percentile bootstrap.
 
 **The test.** Under the hypothesis that the two labels mean nothing, exchanging them for an item changes the sign of its
-difference: signs of items are drawn. Exchanging them for a seed does the same, but five seeds have 32 sign patterns, and the smallest
-two-sided p would be 1/16: nothing could ever be significant, and flipping seed × item by seed × item instead would
-pretend that a seed's items are independent. So the seed level is Student's t again (all rotations of the seed means
-in place of the sign flips among them): p is the share of
+difference: signs of items are drawn. Exchanging them for a seed does the same, but five seeds have 32 sign patterns,
+and the smallest two-sided p would be 1/16: nothing could ever be significant, and flipping seed × item by seed × item
+instead would pretend that a seed's items are independent. So the seed level is Student's t again (all rotations of
+the seed means in place of the sign flips among them): p is the share of
 
     null draw = t · se_seeds + (sum over items of ± difference)
 
-at least as far from 0 as the mean, (1 + count)/(1 + draws). If only items vary it is the permutation test by items, if only seeds vary
-the paired t test. `p_seeds` is the exact sign-flip test over the seed means, without any assumption, beside its
-smallest possible value 2^(1 − S): it says how far the seeds alone go.
+at least as far from 0 as the mean, (1 + count)/(1 + draws). If only items vary it is the permutation test by items,
+if only seeds vary the paired t test. `p_seeds` is the exact sign-flip test over the seed means, without any
+assumption, beside its smallest possible value 2^(1 − S): it says how far the seeds alone go.
 """
 
 from collections.abc import Sequence
@@ -109,7 +109,8 @@ def estimate(pairs: Sequence[Pairs], draws: int = DRAWS, seed: int = 0, level: f
             for index, row in zip(wanted, function(rows, name, draws, seed), strict=True):
                 sums[index] = row if sums[index] is None else sums[index] + row
     return [
-        component.estimate(drawn[index], flipped[index], draws, seed, level) for index, component in enumerate(components)
+        component.estimate(drawn[index], flipped[index], draws, seed, level)
+        for index, component in enumerate(components)
     ]
 
 
@@ -157,9 +158,7 @@ class _Components:
             return cls(differences, influences, contributions, None, np.sqrt(items) if units else None, units)
         between = float(differences.var(ddof=1)) / seeds
         kept = between - (1.0 - 2.0 / seeds) * rest
-        return cls(
-            differences, influences, contributions, float(np.sqrt(max(kept, 0.0))), float(np.sqrt(items)), units
-        )
+        return cls(differences, influences, contributions, float(np.sqrt(max(kept, 0.0))), float(np.sqrt(items)), units)
 
     def estimate(
         self, drawn: np.ndarray | None, flipped: np.ndarray | None, draws: int, seed: int, level: float

@@ -16,7 +16,9 @@ class Part:
 
     item_set: str  # measures with one name here have the same units in the same order
     contributions: np.ndarray  # (units,) float64, sum to the part's value
-    influences: np.ndarray  # (units,) float64, sum to 0: the value's change when a unit is drawn once more (linear part)
+    influences: (
+        np.ndarray
+    )  # (units,) float64, sum to 0: the value's change when a unit is drawn once more (linear part)
 
 
 @dataclass(frozen=True)
