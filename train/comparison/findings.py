@@ -118,7 +118,8 @@ def _controls(comparison: Comparison, known: Sequence[Difference]) -> list[str]:
         )
     if own is None or len(made) > 1:
         number = len(better)
-        text += f"{number} of {len(made)} points with groups {_is(number)} better than the permuted control after correction."
+        verb = _is(number)
+        text += f"{number} of {len(made)} points with groups {verb} better than the permuted control after correction."
     return [text.strip()]
 
 

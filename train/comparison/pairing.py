@@ -81,7 +81,7 @@ def compare_points(
     draws = draws or max(DRAWS, DRAWS_PER_COMPARISON * max(sizes.values(), default=0))
     real = [row for row in made if row[4] is not None]
     estimates = iter(estimate([row[4] for row in real], draws, seed))
-    nothing = Estimate((), None, None, None, None, None, None, None, None, 0)
+    nothing = Estimate((), None, None, None, None, None, None, 0)
     rows = [
         Difference(
             family,

@@ -22,6 +22,7 @@ from train.comparison.figures.svg import (
     text,
     tick_text,
 )
+from train.comparison.pairing import OF_LAMBDA, lambda_label
 from train.comparison.reading.columns import Column
 from train.comparison.reading.points import Point
 from train.comparison.reading.settings import shown
@@ -106,10 +107,18 @@ def _panel(
             marks.append(dot(across(x), up(s.mean * column.scale), 4.5, f"mark {kind}", _tip(words, x, s, column)))
     parts += [stretched(LEFT, 99.0, HEIGHT, stretched_parts), *marks]
     parts.append(text((LEFT + 99) / 2, HEIGHT - 4, "eta (share of tokens that is not important)", "axis words"))
-    rest = {k: v for k, v in family[0].varying.items() if k not in ("objective", "grouper", *OF_ETA)}
-    title = family[0].series + "".join(f", {key} {shown(value)}" for key, value in rest.items())
+    title = family_title(family[0])
     label = f"{column.title} over eta, {title}, with {comparison.baseline.name} and the permuted control as bands"
     return f'<figure class="panel"><h4 class="{name}">{escape(title)}</h4>{svg(HEIGHT, parts, label)}</figure>'
+
+
+def family_title(point: Point) -> str:
+    """Return what a family of points that differ in eta is: its series, and what else tells it from others."""
+    named = ("objective", "grouper", *OF_ETA, *OF_LAMBDA)
+    rest = [f"{key} {shown(value)}" for key, value in point.varying.items() if key not in named]
+    if any(key in point.varying for key in OF_LAMBDA):
+        rest.insert(0, f"lambda {lambda_label(point)}")
+    return ", ".join([point.series, *rest])
 
 
 def _axes(across: Scale, up: Scale) -> str:

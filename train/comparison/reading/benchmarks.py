@@ -39,7 +39,10 @@ class Benchmarks:
     def asked(self, name: str) -> dict[str, Any]:
         """Return what tells whether two results of a task answer the same questions."""
         task = self.tasks[name]
-        return {**{key: task.get(key) for key in ASKED}, "items": [item.get("id") for item in task.get("items", [])]}
+        return {
+            **{key: task.get(key) for key in ASKED},
+            "items": [(item.get("id"), item.get("group")) for item in task.get("items", [])],
+        }
 
 
 def read_benchmarks(run: Run) -> Benchmarks:

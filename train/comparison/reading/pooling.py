@@ -104,7 +104,7 @@ def _hashes(values: Sequence[str]) -> str:
 
 def _task(asked: Mapping[str, Any]) -> str:
     words = ", ".join(f"{key} {asked[key]}" for key in ("version", "num_fewshot", "limit"))
-    return f"{words}, {len(asked['items'])} items ({'/'.join(map(str, asked['items'][:2]))}…)"
+    return f"{words}, {len(asked['items'])} items ({', '.join(str(name) for name, _ in asked['items'][:2])}…)"
 
 
 def _first_of_each(held: Sequence[Documents]) -> list[Documents]:

@@ -243,8 +243,8 @@ def cost_table(comparison: Comparison) -> Table:
         ("redone steps", "all runs"),
     )
     caption = (
-        f"What it took: {hours_text(total)} {unit} of training in all, on {devices}. A redone step was done again after "
-        "a stop."
+        f"What it took: {hours_text(total)} {unit} of training in all, on {devices}. "
+        "A redone step was done again after a stop."
     )
     return Table("cost", caption, heads, tuple(rows), (), tuple(cost.point for cost in comparison.costs))
 

@@ -36,6 +36,7 @@ assumption, beside its smallest possible value 2^(1 − S): it says how far the 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy import optimize, stats
@@ -67,11 +68,19 @@ class Estimate:
     low: float | None
     high: float | None
     p: float | None
-    p_seeds: float | None  # exact sign flips over seeds
-    p_seeds_floor: float | None  # the smallest value it can have
     se_seeds: float | None
     se_items: float | None  # of the mean over seeds, when items are drawn anew
     num_units: int  # items, or groups of items that belong together; 0: unknown, the interval is over seeds alone
+
+    @cached_property
+    def p_seeds(self) -> float | None:
+        """The exact two-sided p of sign flips over seeds; None with one seed."""
+        return None if self.difference is None or len(self.differences) < 2 else _sign_flips(self.differences)
+
+    @property
+    def p_seeds_floor(self) -> float | None:
+        """The smallest p that sign flips of so many seeds can give."""
+        return None if self.difference is None or len(self.differences) < 2 else 2.0 ** (1 - len(self.differences))
 
     @property
     def covers(self) -> str:
@@ -85,10 +94,14 @@ class Estimate:
         """Return the smallest true difference found with a chance of 80 % at this error rate, shared by a table."""
         if self.low is None or self.se_seeds is None or self.se_items is None:
             return None
-        error = np.hypot(self.se_seeds, self.se_items)
+        # Nothing of the residual is taken out here: in planning, too many seeds are the lesser harm.
+        # A variance of few values is more often too small than too large: its median is made right.
+        freedom = len(self.differences) - 1
+        seeds = float(stats.sem(self.differences) * np.sqrt(freedom / stats.chi2.median(freedom)))
+        error = np.hypot(seeds, self.se_items)
         if error == 0.0:
             return 0.0
-        spread = [(self.se_seeds, len(self.differences) - 1), (self.se_items, self.num_units - 1)]
+        spread = [(seeds, freedom), (self.se_items, self.num_units - 1)]
         df = error**4 / sum(se**4 / max(number, 1) for se, number in spread if se)
         critical = stats.t.isf((1.0 - level) / num_comparisons / 2.0, df)
 
@@ -166,7 +179,7 @@ class _Components:
         """Put seeds and items together."""
         each = tuple(self.differences.tolist())
         if not each or not np.isfinite(self.differences).all():
-            return Estimate(each, None, None, None, None, None, None, None, None, self.num_units)
+            return Estimate(each, None, None, None, None, None, None, self.num_units)
         mean = float(self.differences.mean())
         low = high = p = None
         if self.num_units:
@@ -176,9 +189,9 @@ class _Components:
             p = (1 + int((null >= abs(mean) * (1 - 1e-9)).sum())) / (1 + draws)
         elif len(each) > 1:
             low, high, p = _student(self.differences, level)
-        p_seeds, floor = _sign_flips(self.differences)
-        p = p_seeds if p is None else p  # one difference, seed after seed: Student's t has nothing to go by
-        return Estimate(each, mean, low, high, p, p_seeds, floor, self.se_seeds, self.se_items, self.num_units)
+            if p is None:  # one difference, seed after seed: Student's t has nothing to go by
+                p = _sign_flips(each)
+        return Estimate(each, mean, low, high, p, self.se_seeds, self.se_items, self.num_units)
 
 
 def _have_parts(pairs: Pairs) -> bool:
@@ -195,19 +208,16 @@ def _student(differences: np.ndarray, level: float) -> tuple[float, float, float
     return float(interval.low), float(interval.high), float(test.pvalue)
 
 
-def _sign_flips(differences: np.ndarray) -> tuple[float | None, float | None]:
-    """Return the exact two-sided p of sign flips over seeds, and the smallest that so many seeds can give."""
-    seeds = len(differences)
-    if seeds < 2:
-        return None, None
-    if not differences.any():
-        return 1.0, 2.0 ** (1 - seeds)
+def _sign_flips(differences: Sequence[float]) -> float:
+    """Return the exact two-sided p of sign flips."""
+    if not any(differences):
+        return 1.0
     test = stats.permutation_test(
-        (differences,),
+        (np.asarray(differences),),
         lambda values, axis: np.mean(values, axis=axis),
         permutation_type="samples",
         vectorized=True,
         n_resamples=2**EXACT_SEEDS,
         rng=np.random.default_rng(0),
     )
-    return float(test.pvalue), 2.0 ** (1 - seeds)
+    return float(test.pvalue)
