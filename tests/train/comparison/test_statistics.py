@@ -152,6 +152,11 @@ def test_sign_flips_over_seeds_are_exact():
     flips = [abs(np.dot(signs, means)) for signs in itertools.product([-1, 1], repeat=5)]
     assert found.p_seeds == pytest.approx(np.mean(np.array(flips) >= abs(means.sum()) - 1e-12))
     assert found.p_seeds_floor == 1 / 16
+    scipys = stats.permutation_test((means,), np.mean, permutation_type="samples", vectorized=False)
+    assert found.p_seeds == pytest.approx(scipys.pvalue)
+    ties = pairs_of(np.repeat([[0.1], [0.2], [0.3], [-0.6], [0.3]], 3, axis=1) / 7)  # 0.3 = 0.1 + 0.2, but for rounding
+    flips = [abs(np.dot(signs, [1, 2, 3, -6, 3])) >= 3 for signs in itertools.product([-1, 1], repeat=5)]
+    assert estimate([ties])[0].p_seeds == np.mean(flips)
     (all_up,) = estimate([pairs_of(np.abs(differences) + 1)])
     assert all_up.p_seeds == 1 / 16
 

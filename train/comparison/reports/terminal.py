@@ -20,10 +20,9 @@ def print_comparison(comparison: Comparison) -> None:
         console.print(sentence, markup=False)
     unit = difference_unit(column)
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
-    table.add_column("point", overflow="fold", min_width=16)
-    value = f"{column.title}, {column.unit}" if column.unit else column.title
-    for head in (value, f"− {base}" + (f", {unit}" if unit else ""), "95 % interval", "corrected p"):
-        table.add_column(head, justify="right")
+    table.add_column("point", overflow="fold", min_width=12)
+    for head, under in ((column.title, column.unit), (f"− {base}", unit), ("95 % interval", unit), ("p", "corrected")):
+        table.add_column(f"{head}\n{under}", justify="right", no_wrap=True)
     for point in comparison.points:
         cells = [point.name, summary_text(comparison.summary(point, column), column)]
         d = comparison.difference("baseline", point.name, column)
