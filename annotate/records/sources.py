@@ -1,19 +1,20 @@
 """Sources: where records come from, found by name, file, directory or hub id.
 
-What enters: the value of `--data`. What leaves: a `Source`, whose `records()` streams the records in a fixed order, as
-often as asked, and whose `info` identifies the content for the manifest. Next: `annotate.records.conversations`.
+What enters: the value of `--data`. What leaves: a `Source`, which names the files with their sizes and reads none of
+them. Next: `annotate.records.ranges` cuts it into what workers read.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from annotate.records.readers import READERS, Position, RawRecord
+from annotate.records.ranges import HubData, SourceRange, begin_of, file_ranges, hub_ranges, read_range
+from annotate.records.readers import ENDINGS
 from common.errors import UserError
+from common.storage import Location, is_url, locate
 
 DATA_HOME = "SFT_GO_DATA_HOME"
 # The paper's two datasets. GAIR/lima ships JSON Lines beside a loading script, which `datasets` no longer runs.
@@ -25,61 +26,41 @@ SAMPLE_PATH = Path(__file__).parents[1] / "sample" / "records.jsonl"
 SAMPLE_TOKENIZER = Path(__file__).parents[1] / "sample" / "tokenizer"
 
 
-@dataclass
+@dataclass(frozen=True)
 class Source:
     """Records in a fixed order.
 
     Attributes:
         name: what the user asked for.
-        location: the file, directory or hub id.
+        location: the file, directory, URL or hub id.
         revision: the hub revision, else None.
-        files: the files that are read, in order (empty for the hub).
-        dataset: a loaded `datasets.Dataset` (hub only).
-        position: how far the current stream is.
+        files: the files that are read, in order, with their bytes (none for the hub).
+        hub: the hub's dataset.
     """
 
     name: str
     location: str
     revision: str | None = None
-    files: list[Path] = field(default_factory=list)
-    dataset: Any = None
+    files: tuple[tuple[Location, int], ...] = ()
+    hub: HubData | None = None
     note: str | None = None  # what the run should tell the user about the choice
-    position: Position = field(default_factory=Position)
 
-    def records(self, limit: int | None = None) -> Iterator[RawRecord]:
-        """Yield the records, the first `limit` ones only when it is given."""
-        self.position.fraction = 0.0
-        for row, (value, unreadable) in enumerate(self._values()):
-            if limit is not None:
-                if row >= limit:
-                    break
-                self.position.fraction = max(self.position.fraction, (row + 1) / limit)
-            yield RawRecord(row, value, unreadable)
-        self.position.fraction = 1.0
+    def ranges_of(self, number: int) -> list[SourceRange]:
+        """Return the ranges of one file, numbered from 0."""
+        place, size = self.files[number]
+        return file_ranges(place, size, 0)
 
-    def _values(self) -> Iterator[tuple[Any, str | None]]:
-        if self.dataset is not None:
-            for index, value in enumerate(self.dataset):
-                self.position.fraction = (index + 1) / len(self.dataset)
-                yield value, None
-            return
-        within = Position()
-        for number, path in enumerate(self.files):
-            within.fraction = 0.0
-            for item in READERS[path.suffix.lower()](path, within):
-                self.position.fraction = (number + within.fraction) / len(self.files)
-                yield item
-
-    def content_hash(self) -> str:
-        """Return a SHA-256 over what `records()` reads: the files' bytes, or the hub dataset's rows."""
-        digest = hashlib.sha256()
-        if self.dataset is not None:
-            for value in self.dataset:
-                digest.update(canonical_json(value) + b"\n")
-        for path in self.files:
-            with open(path, "rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-        return digest.hexdigest()
+    def first_values(self, count: int) -> list[Any]:
+        """Return the first records' values, as many as there are up to `count`; for the format to be detected."""
+        values: list[Any] = []
+        parts = hub_ranges(self.hub) if self.hub else (p for i in range(len(self.files)) for p in self.ranges_of(i))
+        for part in parts:
+            mark = begin_of(part)
+            for row in read_range(part, mark) if mark else ():
+                values.append(row.value)
+                if len(values) == count:
+                    return values
+        return values
 
 
 _ENCODER = json.JSONEncoder(sort_keys=True, ensure_ascii=False, default=str, separators=(",", ":"))
@@ -90,9 +71,14 @@ def canonical_json(value: Any) -> bytes:
     return _ENCODER.encode(value).encode("utf-8", "surrogatepass")
 
 
+def record_digest(value: Any) -> bytes:
+    """Return 10 bytes that identify a record's content."""
+    return hashlib.sha256(canonical_json(value)).digest()[:10]
+
+
 def record_hash(value: Any) -> str:
-    """Return 20 hexadecimal digits that identify a record's content."""
-    return hashlib.sha256(canonical_json(value)).hexdigest()[:20]
+    """Return the same as 20 hexadecimal digits."""
+    return record_digest(value).hex()
 
 
 def document_id(content: str, occurrence: int) -> str:
@@ -103,36 +89,45 @@ def document_id(content: str, occurrence: int) -> str:
 def find_source(data: str, revision: str | None = None) -> Source:
     """Find the source that `--data` names.
 
-    In this order: `sample`; `alpaca` and `lima` (a file in $SFT_GO_DATA_HOME first, else the hub); a file or a
+    In this order: `sample`; `alpaca` and `lima` (a file in $SFT_GO_DATA_HOME first, else the hub); a URL, a file or a
     directory of Parquet files; a hub id.
 
     Raises:
         UserError: nothing of this name is there, or the hub cannot give it.
     """
     if data == "sample":
-        return Source("sample", "sample", files=[SAMPLE_PATH])
+        return _file_source("sample", locate(SAMPLE_PATH), "sample")
     if data in HUB_NAMES:
         local = _in_data_home(data)
         if local is not None:
             note = f"--data {data}: using {local} (from ${DATA_HOME}), not the hub."
-            return Source(data, str(local), files=[local], note=note)
+            return _file_source(data, locate(local), str(local), note)
         hub_id, arguments = HUB_NAMES[data]
         return _hub_source(data, hub_id, arguments, revision)
-    path = Path(data)
-    if path.is_dir():
-        return _directory_source(data, path)
-    if path.is_file():
-        if path.suffix.lower() not in READERS:
-            raise UserError(f"{path}: expected a file in {', '.join(READERS)}, found {path.suffix or 'no ending'}.")
-        if path.stat().st_size == 0:
-            raise UserError(f"{path}: expected records, found an empty file.")
-        return Source(data, str(path.resolve()), files=[path])
-    if data.count("/") == 1 and not path.suffix and not data.startswith((".", "/", "~")):
+    place = locate(data if is_url(data) else Path(data))
+    if place.is_file():
+        return _file_source(data, place, str(place) if is_url(data) else str(Path(data).resolve()))
+    if place.is_dir():
+        return _directory_source(data, place)
+    ending = Path(data).suffix
+    if data.count("/") == 1 and not ending and not data.startswith((".", "/", "~")):
         return _hub_source(data, data, {"path": data}, revision)
     raise UserError(
-        f"--data {data}: no such file or directory. Expected sample, alpaca, lima, a file in {', '.join(READERS)}, "
-        "a directory of Parquet files, or a hub id such as owner/name."
+        f"--data {data}: no such file or directory. Expected sample, alpaca, lima, a file in {', '.join(ENDINGS)}, "
+        "a directory of Parquet files (a path or a URL such as s3://bucket/data), or a hub id such as owner/name."
     )
+
+
+def _file_source(name: str, place: Location, location: str, note: str | None = None) -> Source:
+    ending = Path(place.name).suffix.lower()
+    if ending not in ENDINGS:
+        raise UserError(f"{place}: expected a file in {', '.join(ENDINGS)}, found {ending or 'no ending'}.")
+    size = place.size()
+    if size == 0:
+        raise UserError(f"{place}: expected records, found an empty file.")
+    # Absolute: workers may have another working directory.
+    place = place if place.local is None else locate(place.local.absolute())
+    return Source(name, location, files=((place, size),), note=note)
 
 
 def _in_data_home(name: str) -> Path | None:
@@ -145,19 +140,20 @@ def _in_data_home(name: str) -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
-def _directory_source(data: str, path: Path) -> Source:
-    files = sorted(path.glob("*.parquet"))
-    if not files:
-        raise UserError(f"{path}: expected a directory of Parquet files, found none that ends in .parquet.")
-    return Source(data, str(path.resolve()), files=files)
+def _directory_source(data: str, place: Location) -> Source:
+    base = place if place.local is None else locate(place.local.resolve())
+    files = [(base / name, size) for name, size in base.files().items() if "/" not in name]
+    wanted = tuple((file, size) for file, size in files if file.name.endswith(".parquet"))
+    if not wanted:
+        raise UserError(f"{place}: expected a directory of Parquet files, found none that ends in .parquet.")
+    return Source(data, str(base), files=wanted)
 
 
 def _hub_source(name: str, hub_id: str, arguments: dict[str, Any], revision: str | None) -> Source:
     """Load the train split of a hub dataset through `datasets` (cached on disk, memory-mapped)."""
-    import datasets
-
+    hub = HubData(tuple(arguments.items()), revision)
     try:
-        dataset = datasets.load_dataset(**arguments, split="train", revision=revision)
+        dataset = hub.load()
     except Exception as error:  # whatever the hub or the network says, the user can do the same few things
         raise UserError(
             f"--data {name}: the dataset {hub_id} (split train) could not be loaded from the Hugging Face hub: "
@@ -166,7 +162,9 @@ def _hub_source(name: str, hub_id: str, arguments: dict[str, Any], revision: str
             f"Without the hub, pass a local file (--data path/to/file.json); or, for alpaca and lima, put <name>.json, "
             f".jsonl or .parquet into a directory and set {DATA_HOME} to it."
         ) from error
-    return Source(name, hub_id, revision or _resolved_revision(dataset), dataset=dataset)
+    # Workers load the commit that was found here, whatever the branch says by then.
+    found = revision or _resolved_revision(dataset)
+    return Source(name, hub_id, found, hub=HubData(hub.arguments, found if "data_files" not in arguments else revision))
 
 
 def _resolved_revision(dataset: Any) -> str | None:

@@ -5,8 +5,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from annotate.records import readers
-from annotate.records.readers import Position, read_csv, read_json, read_jsonl, read_parquet
+from annotate.records.ranges import Mark, file_ranges, read_range
+from annotate.records.readers import Row
 from common.errors import UserError
+from common.storage import locate
+
+
+def read(path, start: int = 0) -> list[Row]:
+    """Return the rows of a file, from a byte on."""
+    (part,) = file_ranges(locate(path), path.stat().st_size, 0)
+    return list(read_range(part, Mark(byte=start)))
+
+
+def pairs(path) -> list:
+    return [(row.value, row.unreadable) for row in read(path)]
+
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(10**12), 10**12) | st.text(max_size=8),
@@ -21,7 +34,10 @@ def test_arrays_are_read_as_json_load_reads_them_wherever_the_reads_end(tmp_path
     path = tmp_path / "x.json"
     path.write_text(json.dumps(values, ensure_ascii=False, indent=indent), encoding="utf-8")
     monkeypatch.setattr(readers, "READ_BYTES", size)
-    assert [value for value, _ in read_json(path, Position())] == values
+    rows = read(path)
+    assert [row.value for row in rows] == values
+    for number in range(1, len(rows)):  # and from the middle, the rest
+        assert read(path, rows[number].byte) == rows[number:]
 
 
 @pytest.mark.parametrize(
@@ -38,30 +54,29 @@ def test_broken_arrays_say_what_is_wrong(tmp_path, content, message):
     path = tmp_path / "x.json"
     path.write_text(content)
     with pytest.raises(UserError, match=message):
-        list(read_json(path, Position()))
+        read(path)
 
 
 def test_an_unreadable_line_is_kept_in_its_place(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_bytes(b'{"text": "a"}\n{"text": \n\n\xff\xfe\n{"text": "b"}\n' + b"[" * 100_000 + b"\n")
-    rows = list(read_jsonl(path, position := Position()))
+    rows = pairs(path)
     assert [value for value, _ in rows] == [{"text": "a"}, None, None, {"text": "b"}, None]
     assert rows[1][1].startswith("line 2 is not JSON")
     assert rows[2][1].startswith("line 4 is not JSON")
     assert rows[4][1].startswith("line 6")
-    assert position.fraction == 1.0
 
 
 def test_json_lines_under_the_name_json(tmp_path):
     path = tmp_path / "x.json"
     path.write_text('\ufeff{"text": "a"}\n{"text": "b"}\n', encoding="utf-8")
-    assert [value["text"] for value, _ in read_json(path, Position())] == ["a", "b"]
+    assert [row.value["text"] for row in read(path)] == ["a", "b"]
 
 
 def test_csv_cells_and_broken_rows(tmp_path):
     path = tmp_path / "x.csv"
     path.write_text('instruction,output\n"a, b","c\nd"\nx,y,z\ne,f\n', encoding="utf-8")
-    rows = list(read_csv(path, Position()))
+    rows = pairs(path)
     assert rows[0][0] == {"instruction": "a, b", "output": "c\nd"}
     assert rows[1][0] is None
     assert "more cells" in rows[1][1]
@@ -74,7 +89,7 @@ def test_parquet_rows_and_a_file_that_is_none(tmp_path):
 
     records = [{"messages": [{"role": "user", "content": str(i)}]} for i in range(2500)]
     pq.write_table(pa.Table.from_pylist(records), tmp_path / "x.parquet")
-    assert [value for value, _ in read_parquet(tmp_path / "x.parquet", Position())] == records
+    assert [row.value for row in read(tmp_path / "x.parquet")] == records
     (tmp_path / "y.parquet").write_text("no")
     with pytest.raises(UserError, match="expected a Parquet file"):
-        list(read_parquet(tmp_path / "y.parquet", Position()))
+        read(tmp_path / "y.parquet")

@@ -3,6 +3,8 @@ import json
 import pytest
 
 from annotate.records.sources import DATA_HOME, find_source
+from annotate.run.engines.local import LocalEngine
+from annotate.run.planning import content_hash
 from common.errors import UserError
 
 
@@ -13,8 +15,8 @@ def write(path, records):
 
 def test_the_sample_is_there():
     source = find_source("sample")
-    assert len(list(source.records())) >= 200
-    assert len(list(source.records(limit=7))) == 7
+    assert len(source.first_values(10_000)) >= 200
+    assert len(source.first_values(7)) == 7
 
 
 def test_the_data_home_comes_before_the_hub(tmp_path, monkeypatch):
@@ -22,7 +24,7 @@ def test_the_data_home_comes_before_the_hub(tmp_path, monkeypatch):
     monkeypatch.setenv(DATA_HOME, str(tmp_path))
     source = find_source("alpaca")
     assert str(tmp_path) in source.note
-    assert [record.value["output"] for record in source.records()] == ["b"]
+    assert [value["output"] for value in source.first_values(9)] == ["b"]
 
 
 def test_the_hub_is_asked_otherwise_and_its_failure_says_what_to_do(tmp_path, monkeypatch):
@@ -43,17 +45,19 @@ def test_the_hub_is_asked_otherwise_and_its_failure_says_what_to_do(tmp_path, mo
     assert asked["split"] == "train"
 
 
-def test_a_hub_dataset_is_streamed_and_hashed(monkeypatch):
+def test_a_hub_dataset_is_read_by_rows_and_hashed(monkeypatch):
     import datasets
 
-    rows = datasets.Dataset.from_list([{"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "d"}])
-    monkeypatch.setattr(datasets, "load_dataset", lambda path, **arguments: rows)
-    source = find_source("someone/something", revision="v1")
-    assert [record.value["prompt"] for record in source.records()] == ["a", "c"]
-    assert source.revision == "v1"
-    first = source.content_hash()
-    rows = rows.select([1, 0])
-    assert find_source("someone/something").content_hash() != first
+    records = [{"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "d"}]
+    hashes = []
+    for number, order in enumerate((records, records, records[::-1])):
+        rows = datasets.Dataset.from_list(order)
+        monkeypatch.setattr(datasets, "load_dataset", lambda path, rows=rows, **arguments: rows)
+        source = find_source(f"someone/something{number}", revision="v1")
+        assert [value["prompt"] for value in source.first_values(9)] == [record["prompt"] for record in order]
+        assert source.revision == "v1"
+        hashes.append(content_hash(source, LocalEngine()))
+    assert hashes[0] == hashes[1] != hashes[2]
 
 
 def test_a_directory_of_parquet_files_is_read_in_name_order(tmp_path):
@@ -62,7 +66,7 @@ def test_a_directory_of_parquet_files_is_read_in_name_order(tmp_path):
 
     for name, text in (("b", "second"), ("a", "first")):
         pq.write_table(pa.table({"text": [text]}), tmp_path / f"{name}.parquet")
-    assert [record.value["text"] for record in find_source(str(tmp_path)).records()] == ["first", "second"]
+    assert [value["text"] for value in find_source(str(tmp_path)).first_values(9)] == ["first", "second"]
 
 
 @pytest.mark.parametrize(
