@@ -32,13 +32,14 @@ OptionalInt = Optional[int]  # noqa: UP045
 @app.command()
 def run(
     data: Annotated[
-        str,
+        OptionalStr,
         typer.Option(
             help="`sample` (shipped), `alpaca` or `lima` (a file in $SFT_GO_DATA_HOME, else the hub), a .json, .jsonl, "
-            ".csv or .parquet file, a directory of Parquet files, or a hub id.",
+            ".csv or .parquet file, a directory of Parquet files (paths, or URLs such as s3://), or a hub id. Default: "
+            "what --out holds, or `sample` for a new one.",
             rich_help_panel=SOURCE,
         ),
-    ] = "sample",
+    ] = None,
     data_revision: Annotated[
         OptionalStr, typer.Option(help="Revision of a hub dataset.", rich_help_panel=SOURCE)
     ] = None,
@@ -71,8 +72,9 @@ def run(
         ),
     ] = None,
     max_length: Annotated[
-        int, typer.Option(help="Cut documents to so many tokens, on the right.", rich_help_panel=SOURCE)
-    ] = 4096,
+        OptionalInt,
+        typer.Option(help="Cut documents to so many tokens, on the right. Default: 4096.", rich_help_panel=SOURCE),
+    ] = None,
     grouper: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option(
@@ -124,12 +126,20 @@ def run(
         typer.Option(help="cpu or cuda for models. Default: cuda where there is a GPU.", rich_help_panel=SCORES),
     ] = None,
     out: Annotated[
-        Path,
-        typer.Option(help="Shard directory; run again to go on, or to add a column.", rich_help_panel=OUTPUT),
-    ] = Path("shards"),
+        str,
+        typer.Option(
+            help="Shard directory, a path or a URL such as s3://; run again to go on, or to add a column.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = "shards",
     rows_per_shard: Annotated[
-        int, typer.Option(help="Source records a shard, the unit of work.", rich_help_panel=OUTPUT)
-    ] = 1000,
+        OptionalInt,
+        typer.Option(
+            help="Source records a shard, the unit of work. Default: 64 MB of columns, and no fewer than 64 shards of "
+            "1,000 records.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
     engine: Annotated[
         str, typer.Option(help="ray, or local (in this process; the same shards).", rich_help_panel=ENGINE)
     ] = "ray",

@@ -1,39 +1,33 @@
-"""The annotation run: source -> documents -> tokens -> scores -> shards -> manifest.
+"""The annotation run: source -> plan -> tokens -> reduction -> scores -> shards -> manifest.
 
-What enters: `Settings`. What leaves: a complete shard directory, and a `Summary`. This module drives the two stages of
-`annotate.run.stages` on any engine; it knows neither Ray nor the command line.
+What enters: `Settings`. What leaves: a complete shard directory, and a `Summary`. This module decides what is to be
+done, from the settings and from what the directory holds; `annotate.run.job` does it, on any engine.
 """
 
+import dataclasses
+import tempfile
 import time
-from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from copy import copy
-from dataclasses import dataclass, replace
-from itertools import islice
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 from rich.console import Console
 
 from annotate.groupers import grouper_class
 from annotate.groupers.base import Grouper, GrouperOptions
-from annotate.records.conversations import detect_format
-from annotate.records.readers import RawRecord
-from annotate.records.sources import SAMPLE_TOKENIZER, Source, document_id, find_source, record_hash
 from annotate.run.engines import make_engine
 from annotate.run.engines.base import Engine
-from annotate.run.progress import RunProgress
+from annotate.run.inputs import Inputs, differences, from_manifest, from_source, refuse_changes, refuse_source_flags
+from annotate.run.job import Job, Outcome
+from annotate.run.planning import content_hash
+from annotate.run.publishing import clean, finish, is_half_published
 from annotate.run.settings import Settings, check_settings
-from annotate.run.stages import RecordShard, ScoreWorker, TokenizedShard, TokenizeWorker
-from annotate.run.workspace import GrouperPlan, ShardRecord, Workspace, content_identity
-from annotate.tokens.target import check_max_length, load_target
-from annotate.tokens.templates import default_template, make_template
+from annotate.run.workspace import Workspace
+from annotate.run.writers import WRITER_NAME, Writer
 from common.errors import UserError
-from common.manifest import REJECTS_NAME, Counts, GrouperInfo, Manifest, SourceInfo, TokenizerInfo, load_manifest
-
-DEFAULT_TOKENIZER = "meta-llama/Llama-3.2-3B"  # the paper's
-RECORDS_TO_DETECT = 64
+from common.manifest import MANIFEST_NAME, TOKENIZER_NAME, WORK_NAME, GrouperInfo, Manifest, read_manifest
+from common.storage import Location, locate
 
 
 @dataclass(frozen=True)
@@ -41,7 +35,7 @@ class Summary:
     """What a run did."""
 
     manifest: Manifest
-    out: Path
+    out: Location
     already_complete: bool
     shards_made: int
     tokens_made: int
@@ -49,232 +43,171 @@ class Summary:
     engine: str
 
 
+@dataclass(frozen=True)
+class GrouperPlan:
+    """A grouper of the plan, in the form that the manifest will have."""
+
+    name: str
+    parameters: dict[str, Any]
+    columns: dict[str, Any]
+
+
 def run(settings: Settings, console: Console) -> Summary:
-    """Annotate a source.
+    """Annotate a source, or add columns to what a directory holds.
 
     Raises:
         UserError: wrong settings or input; what was finished is kept, and the same settings go on from there.
     """
     started = time.monotonic()
     check_settings(settings)
-    source = find_source(settings.data, settings.data_revision)
-    if source.note:
-        console.print(source.note, highlight=False)
-    format_name = _format(settings, source)
-    template = settings.template or default_template(format_name)
-    name = settings.tokenizer or (str(SAMPLE_TOKENIZER) if settings.data == "sample" else DEFAULT_TOKENIZER)
-    name = str(Path(name).absolute()) if Path(name).is_dir() else name
-    target = load_target(name, settings.tokenizer_revision)
-    make_template(template, target.tokenizer)
-    check_max_length(settings.max_length, target)
-    content_hash = source.content_hash()
-
-    with make_engine(settings.engine, settings.address, settings.workers, settings.gpus_per_worker) as engine:
-        options = _options(settings, name, target.fingerprint, engine)
-        requested = {key: grouper_class(key).from_options(options) for key in settings.groupers}
-        workspace = Workspace(settings.out)
-        identity = content_identity(
-            content_hash,
-            format_name,
-            settings.limit,
-            template,
-            target.fingerprint,
-            settings.max_length,
-            settings.rows_per_shard,
-        )
-        has_work = workspace.open(identity, [GrouperPlan(k, g.parameters, g.columns) for k, g in requested.items()])
-        for note in workspace.notes:
-            console.print(note, highlight=False)
-        if not has_work:
-            seconds = time.monotonic() - started
-            return Summary(load_manifest(settings.out), settings.out, True, 0, 0, seconds, engine.description)
-        groupers = {
-            plan.name: requested.get(plan.name) or grouper_class(plan.name).from_parameters(plan.parameters, options)
-            for plan in workspace.groupers
-        }
-        tokenize = TokenizeWorker(
-            out=settings.out.absolute(),
-            tokenizer=name,
-            revision=settings.tokenizer_revision,
-            template=template,
-            format_name=format_name,
-            max_length=settings.max_length,
-            with_spans=any(grouper.needs_spans for grouper in groupers.values()),
-            fits=tuple(g for g in groupers.values() if g.needs_fit and not g.is_fitted(workspace.state)),
-        )
-        job = _Job(settings, source, workspace, groupers, engine, console)
-        with ThreadPoolExecutor(max_workers=1) as beside:  # a large vocabulary takes a while to write
-            saved = beside.submit(target.tokenizer.save_pretrained, workspace.tokenizer)
-            records = job.annotate(tokenize)
-            saved.result()
-        info = SourceInfo(settings.data, source.location, source.revision, content_hash, format_name, settings.limit)
-        tokenizer_info = TokenizerInfo(name, settings.tokenizer_revision, target.fingerprint)
-        manifest = _manifest(settings, info, template, tokenizer_info, groupers, records)
-        workspace.write_rejects([reject for record in records for reject in record.rejects])
-        if manifest.counts.documents == 0:
-            rejects = manifest.counts.rejects
-            reasons = ", ".join(f"{count} {reason}" for reason, count in rejects.items())
-            raise UserError(
-                f"--data {settings.data}: all {sum(rejects.values())} records were rejected ({reasons}); "
-                f"{settings.out / REJECTS_NAME} says why, row by row. Is --format {format_name} right?"
-            )
-        workspace.complete(manifest)
+    named = locate(settings.out)
+    out = named if named.local is None else locate(named.local.absolute())  # workers may be in another directory
+    with Writer(out), ThreadPoolExecutor(max_workers=1) as beside:
+        manifest, plan = _held(out)
+        held = from_manifest(manifest).identity() if manifest else (plan or {}).get("settings", {})
+        if settings.data is None and manifest is not None:
+            refuse_source_flags(settings, manifest)
+            loading = beside.submit(from_manifest, manifest)
+        else:
+            loading = beside.submit(from_source, settings, held)  # while the engine starts
+        with make_engine(settings.engine, settings.address, settings.workers, settings.gpus_per_worker) as engine:
+            inputs = loading.result()
+            if inputs.source is not None:
+                if inputs.source.note:
+                    console.print(inputs.source.note, highlight=False)
+                inputs = inputs.with_content(content_hash(inputs.source, engine))
+            outcome = _annotate(settings, console, out, engine, inputs, manifest, plan, beside)
+            description = engine.description
     seconds = time.monotonic() - started
-    return Summary(manifest, settings.out, False, job.shards_made, job.tokens_made, seconds, engine.description)
-
-
-def _format(settings: Settings, source: Source) -> str:
-    """Return the record format, detected unless it was named."""
-    first = [record.value for record in source.records(min(RECORDS_TO_DETECT, settings.limit or RECORDS_TO_DETECT))]
-    if not first:
-        raise UserError(f"{source.location}: expected records, found none.")
-    return settings.format_name or detect_format(first, source.location)
-
-
-def _options(settings: Settings, tokenizer: str, fingerprint: str, engine: Engine) -> GrouperOptions:
-    """Complete the groupers' options with what only the run knows."""
-    uses_model = any(grouper_class(name).uses_model for name in settings.groupers)
-    device = settings.options.device or (engine.device if uses_model else None)
-    return replace(
-        settings.options,
-        tokenizer=tokenizer,
-        tokenizer_fingerprint=fingerprint,
-        max_length=settings.max_length,
-        device=device,
+    return Summary(
+        outcome.manifest,
+        named,
+        outcome.already_complete,
+        outcome.shards_made,
+        outcome.tokens_made,
+        seconds,
+        description,
     )
 
 
-class _Job:
-    """The work of one run."""
+def _held(out: Location) -> tuple[Manifest | None, dict[str, Any] | None]:
+    """Return what the directory holds: a manifest, and the plan of an unfinished run.
 
-    def __init__(
-        self,
-        settings: Settings,
-        source: Source,
-        workspace: Workspace,
-        groupers: dict[str, Grouper],
-        engine: Engine,
-        console: Console,
-    ):
-        self.settings = settings
-        self.source = source
-        self.workspace = workspace
-        self.groupers = groupers
-        self.engine = engine
-        self.console = console
-        self.shards_made = 0
-        self.tokens_made = 0
-        self.records_read = 0
-        self.counts: dict[str, dict[str, np.ndarray]] = {}  # summed over shards, by grouper
-
-    def annotate(self, tokenize: TokenizeWorker) -> list[ShardRecord]:
-        """Run the stages over the shards that need them; return the records of all shards, in order."""
-        done = self._done()
-        # Fits count the whole corpus, so every shard is tokenized; otherwise only those that are to be made.
-        skip = set() if tokenize.fits else set(done)
-        score = ScoreWorker(self.settings.out.absolute(), tuple(self.groupers.values()))
-        uses_model = any(grouper.uses_model for grouper in self.groupers.values())
-        with RunProgress(self.console) as progress:
-            tokenized = self._tokenized(tokenize, skip, progress)
-            if tokenize.fits or not (uses_model and self.engine.device == "cuda"):
-                # A fit needs the whole corpus; and on CPUs both stages want the same cores.
-                tokenized = iter(sorted(tokenized, key=lambda shard: shard.index))
-                for grouper in tokenize.fits:
-                    fitted = copy(grouper)  # workers get the unfitted one and load the state
-                    fitted.fit(self.counts.pop(grouper.name))
-                    fitted.save(self.workspace.state)
-            pending = (shard for shard in tokenized if shard.index not in done)
-            progress.start("score")
-            for record in self.engine.map(score, pending, uses_model=uses_model):
-                done[int(record.shard.file.removeprefix("part-").removesuffix(".parquet"))] = record
-                self.shards_made += 1
-                self.tokens_made += record.shard.tokens
-                progress.advance(
-                    "score", record.shard.source_rows, record.shard.rows, record.shard.tokens, 0, self._total()
-                )
-        records = [done[index] for index in sorted(done)]
-        assert sorted(done) == list(range(len(done))), "a shard is missing"
-        return records
-
-    def _done(self) -> dict[int, ShardRecord]:
-        """Return the finished shards that hold every column of the plan."""
-        wanted = {name for grouper in self.groupers.values() for name in grouper.columns}
-        return {i: record for i, record in self.workspace.finished().items() if wanted <= set(record.columns)}
-
-    def _tokenized(self, tokenize: TokenizeWorker, skip: set[int], progress: RunProgress) -> Iterator[TokenizedShard]:
-        progress.start("tokenize")
-        shards = (shard for shard in self._record_shards() if shard.index not in skip)
-        for shard in self.engine.map(tokenize, shards):
-            for grouper, counts in shard.counts.items():
-                total = self.counts.setdefault(grouper, {})
-                for name, values in counts.items():
-                    total[name] = _add(total[name], values) if name in total else values
-            shard.counts.clear()  # a vector as long as the vocabulary: not to be kept for every shard
-            progress.advance(
-                "tokenize", shard.source_rows, shard.documents, shard.tokens, len(shard.rejects), self._total()
+    Raises:
+        UserError: it holds something else.
+    """
+    names = [name for name in out.names() if name != WRITER_NAME]
+    clean(out)
+    if MANIFEST_NAME in names or any(name.startswith("manifest.") for name in names):
+        found = read_manifest(out)
+        manifest = found.manifest
+        if found.note is not None:  # its copy was read
+            manifest.save(out)
+        if is_half_published(manifest):
+            manifest = finish(out)
+    else:
+        manifest = None
+    plan = None
+    if WORK_NAME in names:
+        try:
+            plan = (out / WORK_NAME / "plan.json").read_json()
+        except FileNotFoundError:
+            (out / WORK_NAME).delete_tree()
+    if manifest is None and plan is None:
+        foreign = [name for name in names if name != WORK_NAME]
+        if foreign:
+            raise UserError(
+                f"--out {out}: expected a new, empty or unfinished shard directory, found {foreign[0]!r} and "
+                "no manifest. Give another directory."
             )
-            yield shard
-
-    def _total(self) -> int | None:
-        """Return the number of source records, estimated from how far the source was read."""
-        fraction = self.source.position.fraction
-        return round(self.records_read / fraction) if fraction else None
-
-    def _record_shards(self) -> Iterator[RecordShard]:
-        """Cut the source into shards and give every record its id."""
-        seen: Counter[str] = Counter()
-        stream: Iterator[RawRecord] = self.source.records(self.settings.limit)
-        for index in range(1 << 62):
-            records = list(islice(stream, self.settings.rows_per_shard))
-            if not records:
-                return
-            self.records_read += len(records)
-            ids = []
-            for record in records:
-                content = record_hash(record.value)
-                ids.append(document_id(content, seen[content]))
-                seen[content] += 1
-            yield RecordShard(index, records, ids)
+    return manifest, plan
 
 
-def _add(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Add two count vectors; the shorter one counts as padded with zeros."""
-    longer, shorter = (left, right) if left.size >= right.size else (right, left)
-    total = longer.copy()
-    total[: shorter.size] += shorter
-    return total
-
-
-def _manifest(
+def _annotate(
     settings: Settings,
-    source: SourceInfo,
-    template: str,
-    tokenizer: TokenizerInfo,
-    groupers: dict[str, Grouper],
-    records: list[ShardRecord],
-) -> Manifest:
-    """Put the manifest together from the records of the shards."""
-    shards = [record.shard for record in records]
-    reasons = Counter(reject.reason for record in records for reject in record.rejects)
-    infos = []
-    for name, grouper in groupers.items():
-        counters: Counter[str] = Counter()
-        for shard in shards:
-            counters.update(shard.counters.get(name, {}))
-        infos.append(GrouperInfo(name, grouper.parameters, grouper.columns, grouper.report(counters)))
-    return Manifest(
-        source=source,
-        template=template,
-        tokenizer=tokenizer,
-        max_length=settings.max_length,
-        rows_per_shard=settings.rows_per_shard,
-        groupers=infos,
-        counts=Counts(
-            documents=sum(shard.rows for shard in shards),
-            tokens=sum(shard.tokens for shard in shards),
-            supervised_tokens=sum(shard.supervised_tokens for shard in shards),
-            truncated=sum(shard.truncated for shard in shards),
-            rejects=dict(sorted(reasons.items())),
-        ),
-        shards=shards,
+    console: Console,
+    out: Location,
+    engine: Engine,
+    inputs: Inputs,
+    manifest: Manifest | None,
+    plan: dict[str, Any] | None,
+    beside: ThreadPoolExecutor,
+) -> Outcome:
+    """Compare with what is there, make the plan, do it."""
+    before = from_manifest(manifest).identity() if manifest else plan["settings"] if plan else None
+    if before is not None:
+        refuse_changes(out, before, inputs.identity())
+    uses_model = any(grouper_class(name).uses_model for name in settings.groupers)
+    engine.check(uses_model)
+    options = _options(settings, inputs, engine, uses_model)
+    requested = {name: grouper_class(name).from_options(options) for name in settings.groupers}
+    there = [GrouperPlan(g.name, g.parameters, g.columns) for g in manifest.groupers] if manifest else []
+    if manifest is None and plan is not None:
+        there = [GrouperPlan(**grouper) for grouper in plan["groupers"]]
+    merged = _merge(out, there, [GrouperPlan(n, g.parameters, g.columns) for n, g in requested.items()])
+
+    def build(name: str) -> Grouper:
+        """Return a grouper of the plan; one that is held already is built only when it is needed."""
+        if name in requested:
+            return requested[name]
+        parameters = next(grouper.parameters for grouper in merged if grouper.name == name)
+        return grouper_class(name).from_parameters(parameters, options)
+
+    workspace = Workspace(out, beside=manifest is not None)
+    job = Job(
+        workspace=workspace,
+        inputs=inputs,
+        engine=engine,
+        console=console,
+        manifest=manifest,
+        groupers={grouper.name: grouper.columns for grouper in merged},
+        build=build,
     )
+    if job.is_complete():
+        workspace.work.delete_tree()
+        assert manifest is not None
+        return Outcome(manifest, True, 0, 0)
+    if plan is not None and manifest is None:
+        console.print(f"{out}: going on with an unfinished run.", highlight=False)
+    workspace.plan.write_json(
+        {"settings": inputs.identity(), "groupers": [dataclasses.asdict(grouper) for grouper in merged]}
+    )
+    saved = beside.submit(_save_tokenizer, inputs, out) if manifest is None else None
+    if saved is not None and out.local is None:
+        saved.result()  # workers elsewhere may read it from there
+    infos = {grouper.name: GrouperInfo(grouper.name, grouper.parameters, grouper.columns) for grouper in merged}
+    return job.do(infos, saved.result if saved is not None else lambda: None)
+
+
+def _save_tokenizer(inputs: Inputs, out: Location) -> None:
+    """Write the target tokenizer's files; a large vocabulary takes a while."""
+    assert inputs.target is not None
+    with tempfile.TemporaryDirectory(prefix="sft-go-") as folder:
+        inputs.target.tokenizer.save_pretrained(folder)
+        for path in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
+            (out / TOKENIZER_NAME / path.relative_to(folder).as_posix()).write_bytes(path.read_bytes())
+
+
+def _options(settings: Settings, inputs: Inputs, engine: Engine, uses_model: bool) -> GrouperOptions:
+    """Complete the groupers' options with what only the run knows."""
+    return dataclasses.replace(
+        settings.options,
+        tokenizer=inputs.tokenizer.name,
+        tokenizer_fingerprint=inputs.tokenizer.fingerprint,
+        max_length=inputs.max_length,
+        device=settings.options.device or (engine.device if uses_model else None),
+    )
+
+
+def _merge(out: Location, held: list[GrouperPlan], requested: list[GrouperPlan]) -> list[GrouperPlan]:
+    """Add the requested groupers to those that are there."""
+    by_name = {grouper.name: grouper for grouper in held}
+    for grouper in requested:
+        before = by_name.setdefault(grouper.name, grouper)
+        if before != grouper:
+            changed = differences(before.parameters, grouper.parameters) or "other columns"
+            raise UserError(
+                f"--out {out} holds {grouper.name} with other settings: {changed}. "
+                "Give the same settings, or another directory."
+            )
+    return list(by_name.values())

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 SECONDS_BETWEEN_LINES = 5.0
+STAGES = ("plan", "tokenize", "score")
 
 
 class RunProgress:
@@ -19,13 +20,14 @@ class RunProgress:
     def __init__(self, console: Console, shards_done: int = 0):
         self.console = console
         self.shards_done = shards_done
-        self.records = {"tokenize": 0, "score": 0}
-        self.tokens = {"tokenize": 0, "score": 0}
-        self.shards = {"tokenize": 0, "score": 0}
+        self.records = dict.fromkeys(STAGES, 0)
+        self.tokens = dict.fromkeys(STAGES, 0)
+        self.shards = dict.fromkeys(STAGES, 0)
         self.rejects = 0
-        self.started = {"tokenize": 0.0, "score": 0.0}
+        self.started = dict.fromkeys(STAGES, 0.0)
         self.total: int | None = None  # source records, once known or estimated
         self.last_line = time.monotonic()
+        self.noted = ""
         self.bars: Progress | None = None
         if console.is_terminal:
             self.bars = Progress(
@@ -89,3 +91,9 @@ class RunProgress:
                 seconds = elapsed * (total - self.records[stage]) / self.records[stage]
                 left = f" · {self.records[stage] / total:.0%} · about {seconds:,.0f} s left"
             self.console.print(f"{stage}: {numbers}{left}", highlight=False)
+
+    def note(self, sentence: str) -> None:
+        """Say what happened, or what is waited for; the same sentence not twice in a row."""
+        if sentence != self.noted:
+            self.noted = sentence
+            self.console.print(sentence, highlight=False)

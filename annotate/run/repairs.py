@@ -22,7 +22,7 @@ import numpy as np
 
 from annotate.groupers import grouper_class
 from annotate.groupers.base import Grouper, GrouperOptions
-from annotate.run.stages import from_table
+from annotate.run.tables import from_table
 from annotate.run.verification import Damage, Examination, examine
 from annotate.tokens.target import TargetTokenizer
 from common.errors import UserError

@@ -11,6 +11,7 @@ from annotate.groupers.base import Grouper, GrouperOptions
 from annotate.records.conversations import FORMATS
 from common.errors import UserError, raise_together
 
+MAX_LENGTH = 4096
 # The fields of GrouperOptions that are flags of the command line.
 FLAG_OPTIONS = (
     "seed",
@@ -28,17 +29,17 @@ FLAG_OPTIONS = (
 class Settings:
     """Everything that `annotate run` takes."""
 
-    data: str
+    data: str | None  # None: what the output directory holds, or the sample for a new one
     groupers: tuple[str, ...]
-    out: Path
+    out: Path | str
     tokenizer: str | None = None
     tokenizer_revision: str | None = None
     data_revision: str | None = None
     template: str | None = None
     format_name: str | None = None
-    max_length: int = 4096
+    max_length: int | None = None  # None: what the output directory has, else MAX_LENGTH
     limit: int | None = None
-    rows_per_shard: int = 1000
+    rows_per_shard: int | None = None  # None: what the output directory has, else what the source's size gives
     engine: str = "ray"
     address: str | None = None
     workers: int | None = None
@@ -62,7 +63,7 @@ def check_settings(settings: Settings) -> None:
     for flag, value in (("--limit", settings.limit), ("--rows-per-shard", settings.rows_per_shard)):
         if value is not None and value < 1:
             problems.append(f"{flag} {value}: expected at least 1.")
-    if settings.max_length < 2:
+    if settings.max_length is not None and settings.max_length < 2:
         problems.append(f"--max-length {settings.max_length}: expected at least 2 tokens.")
     read = {option for kind in classes for option in kind.options}
     given = [name for name in FLAG_OPTIONS if getattr(settings.options, name) is not None]

@@ -28,7 +28,7 @@ from annotate.groupers.base import GrouperOptions
 from annotate.groupers.tfidf import Tfidf
 from annotate.run.pipeline import run
 from annotate.run.settings import Settings
-from annotate.run.stages import from_table
+from annotate.run.tables import from_table
 from annotate.tokens.target import load_target, load_tokenizer
 
 

@@ -1,6 +1,7 @@
 """The registry of engines: who runs the stages."""
 
 from annotate.run.engines.base import Engine
+from annotate.run.engines.resources import check_gpu_share
 from common.errors import UserError
 
 
@@ -12,8 +13,7 @@ def make_engine(name: str, address: str | None, workers: int | None, gpus_per_wo
     """
     if workers is not None and workers < 1:
         raise UserError(f"--workers {workers}: expected at least 1.")
-    if not gpus_per_worker > 0:
-        raise UserError(f"--gpus-per-worker {gpus_per_worker}: expected more than 0, for example 0.5 or 1.")
+    check_gpu_share(gpus_per_worker)
     if name == "local":
         if address is not None:
             raise UserError("--address names a Ray cluster; it goes with --engine ray, not with --engine local.")

@@ -1,31 +1,26 @@
-"""The Ray engine: a pool of actors for each stage, on a local Ray that starts by itself or on a running cluster.
+"""The Ray engine: the stages as Ray tasks and actors, on a local Ray that starts by itself or on a running cluster.
 
-One unit of work is one shard. Each actor builds its worker once (tokenizer, fitted state, model) and has at most two
-shards in flight, so neither the object store nor the driver holds more than a few shards. The driver reads the source
-itself and reserves no CPU, so actors cannot starve the reading.
+One item is one shard, and says where its data lie: no record and no token passes through the driver. Ray places tasks
+where there is room. A shard whose process dies is tried again; the third time alone, so that nothing else can have
+been the cause; then it is set aside and the others go on. A node that is lost costs a shard no attempt.
 """
 
 import os
-from collections import deque
-from collections.abc import Iterable, Iterator
+import time
+import uuid
+from collections import Counter, deque
+from collections.abc import Hashable, Iterable, Iterator
 from typing import Any
 
-from annotate.run.engines.base import Engine, MakeWorker
+from annotate.run.engines.base import Engine, MakeWorker, SetAside
+from annotate.run.engines.lanes import ActorLane, Lane, TaskLane, first_line
+from annotate.run.engines.resources import Cluster, check_gpu_share
 from common.errors import UserError
 
-SHARDS_IN_FLIGHT = 2  # per actor: one at work, one waiting
-
-
-class _Actor:
-    """A worker process."""
-
-    def __init__(self, make_worker: MakeWorker, num_threads: int):
-        # Read by the tokenizer's thread pool when it starts; several workers of all threads would slow each other down.
-        os.environ["RAYON_NUM_THREADS"] = str(num_threads)
-        self.worker = make_worker()
-
-    def run(self, item: Any) -> Any:
-        return self.worker(item)
+ATTEMPTS = 3
+LOST_NODES = 20  # times that a shard may lose its node
+LOOK_S = 2.0
+SAY_AFTER_S = 20.0  # without a result, the user is told what is waited for
 
 
 class RayEngine(Engine):
@@ -33,27 +28,27 @@ class RayEngine(Engine):
 
     Args:
         address: an existing cluster ("auto", "ray://host:port", "host:port"); None starts a local Ray.
-        workers: number of actors in each CPU stage; by default one a CPU.
-        gpus_per_worker: share of a GPU that an actor with a model takes.
+        workers: how many items of a CPU stage run at once; by default one a CPU.
+        gpus_per_worker: share of a GPU that a worker with a model takes.
     """
 
     name = "ray"
 
     def __init__(self, address: str | None, workers: int | None, gpus_per_worker: float):
+        check_gpu_share(gpus_per_worker)
         # No usage reports; and a worker whose parent died ends.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         import ray
 
         self.ray = ray
+        self.workers = workers
         self.gpus_per_worker = gpus_per_worker
+        self.where = "the Ray cluster" if address else "a local Ray"
         self.owns_cluster = not ray.is_initialized()
         if self.owns_cluster:
             self._start(address)
-        resources = ray.cluster_resources()
-        self.num_cpus = max(1, int(resources.get("CPU", 1)))
-        self.num_gpus = int(resources.get("GPU", 0))
-        self.workers = workers or self.num_cpus
-        self.where = "the Ray cluster" if address else "a local Ray"
+        self.nodes = self._cluster()
+        self._said = time.monotonic()
 
     def _start(self, address: str | None) -> None:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
@@ -72,79 +67,155 @@ class RayEngine(Engine):
                 "RAY_AUTH_TOKEN. Or use --engine local."
             ) from error
 
+    def _cluster(self) -> Cluster:
+        return Cluster.now(self.ray)
+
     @property
     def device(self) -> str:
-        return "cuda" if self.num_gpus else "cpu"
+        return "cuda" if self._cluster().gpus else "cpu"
 
     @property
     def description(self) -> str:
-        gpus = f", {self.num_gpus} GPUs" if self.num_gpus else ""
-        return f"{self.where}, {self.workers} workers, {self.num_cpus} CPUs{gpus}"
+        cluster = self._cluster()
+        gpus = f", {cluster.gpus:g} GPUs" if cluster.gpus else ""
+        workers = self.workers or max(1, int(cluster.cpus))
+        return f"{self.where}, {workers} workers, {cluster.cpus:g} CPUs{gpus}"
 
-    def map(self, make_worker: MakeWorker, items: Iterable[Any], uses_model: bool = False) -> Iterator[Any]:
-        # pull items only when a slot is free
-        actors = self._actors(make_worker, uses_model)
-        slots = deque(actor for _ in range(SHARDS_IN_FLIGHT) for actor in actors)
-        running: dict[Any, Any] = {}
+    def check(self, uses_model: bool) -> None:
+        cluster = self._cluster()
+        if cluster.cpus <= 0:
+            raise UserError(f"the stages of annotation need CPUs, and {cluster.describe()}. Add a node with CPUs.")
+
+    def map(
+        self, make_worker: MakeWorker, items: Iterable[Hashable], uses_model: bool = False
+    ) -> Iterator[tuple[Any, Any]]:
         waiting = iter(items)
+        first = next(waiting, None)
+        if first is None:
+            return
+        lane: Lane
+        if uses_model:
+            share = self.gpus_per_worker if self._cluster().gpus else None
+            lane = ActorLane(self.ray, make_worker, self.workers, share, self.tell)
+        else:
+            lane = TaskLane(self.ray, make_worker, uuid.uuid4().hex, self.workers)
+        try:
+            yield from self._run(lane, deque([first]), waiting)
+        finally:
+            lane.close()
+
+    def _run(self, lane: Lane, again: deque[Any], waiting: Iterator[Any]) -> Iterator[tuple[Any, Any]]:
+        """Keep the lane full.
+
+        Args:
+            again: items that come before those of `waiting`.
+        """
+        running: dict[Any, Any] = {}
+        suspects: deque[Any] = deque()  # their process died twice
+        deaths: Counter[Any] = Counter()
+        lost: Counter[Any] = Counter()
+        alone = False
+        more = True
         try:
             while True:
-                while slots:
-                    item = next(waiting, None)
-                    if item is None:
-                        slots.clear()
-                        waiting = iter(())
-                        break
-                    actor = slots.popleft()
-                    running[actor.run.remote(item)] = actor
-                if not running:
+                lane.look()
+                while not alone and lane.free() > 0:
+                    if again:
+                        item = again.popleft()
+                    elif more and (item := next(waiting, None)) is not None:
+                        pass
+                    else:
+                        more = False
+                        if running or not suspects:
+                            break
+                        item, alone = suspects.popleft(), True
+                    running[lane.submit(item)] = item
+                if not (running or again or suspects or more):
                     return
-                done, _ = self.ray.wait(list(running), num_returns=1)
-                slots.append(running.pop(done[0]))
-                yield self._result(done[0])
+                reference = self._wait(lane, running)
+                if reference is None:
+                    continue
+                if reference not in running:
+                    lane.started(reference)
+                    continue
+                item, alone = running.pop(reference), False
+                lane.done(reference)
+                try:
+                    result = self._result(reference)
+                except _ProcessDied as death:
+                    result = None
+                    if death.node_lost:
+                        lost[item] += 1
+                        self.tell(f"a node was lost; {self._cluster().describe()}. Its shards are done elsewhere.")
+                    else:
+                        deaths[item] += 1
+                        self.tell(f"a worker died ({death.reason}), attempt {deaths[item]} of {ATTEMPTS}.")
+                    if deaths[item] == ATTEMPTS or lost[item] == LOST_NODES:
+                        what = "its worker died" if deaths[item] == ATTEMPTS else "its node was lost"
+                        times = max(deaths[item], lost[item])
+                        yield item, SetAside(f"{what} {times} times, at last with: {death.reason}")
+                    elif deaths[item] == ATTEMPTS - 1:
+                        suspects.append(item)
+                    else:
+                        again.append(item)
+                    continue
+                yield item, result
         finally:
-            for actor in actors:
-                self.ray.kill(actor)
+            for reference in running:
+                self.ray.cancel(reference, force=not isinstance(lane, ActorLane))
 
-    def _actors(self, make_worker: MakeWorker, uses_model: bool) -> list[Any]:
-        """Start the actors of a stage. A shard whose actor dies is tried again twice, on a new process."""
-        options: dict[str, Any] = {"max_restarts": 2, "max_task_retries": 2}
-        if uses_model and self.num_gpus:
-            count = max(1, int(self.num_gpus / self.gpus_per_worker + 1e-9))
-            # no CPU: the CPU stages that feed the models run beside them
-            options |= {"num_gpus": self.gpus_per_worker, "num_cpus": 0}
-            threads = min(4, max(1, self.num_cpus // count))  # one tokenizer thread may not keep up with a GPU
-        else:
-            count = self.workers
-            threads = max(1, self.num_cpus // count)
-            # more workers than CPUs share them
-            options["num_cpus"] = threads if count <= self.num_cpus else self.num_cpus / count
-        remote = self.ray.remote(_Actor).options(**options)
-        return [remote.remote(make_worker, threads) for _ in range(count)]
+    def _wait(self, lane: Lane, running: dict[Any, Any]) -> Any:
+        """Return a reference that is done, or None after a while."""
+        watched = [*running, *lane.starting()]
+        if not watched:
+            time.sleep(0.1)  # every worker has died; the lane starts others
+            return None
+        done, _ = self.ray.wait(watched, num_returns=1, timeout=LOOK_S, fetch_local=False)
+        if done:
+            self._said = time.monotonic()
+            return done[0]
+        if time.monotonic() - self._said > SAY_AFTER_S:
+            self._said = time.monotonic()
+            self.tell(lane.waits_for() or self._in_use())
+        return None
+
+    def _in_use(self) -> str:
+        free, cluster = self.ray.available_resources(), self._cluster()
+        return (
+            f"no result for {SAY_AFTER_S:.0f} s: {free.get('CPU', 0):g} of {cluster.cpus:g} CPUs are free "
+            f"(this run and others use the rest); {cluster.describe()}"
+        )
 
     def _result(self, reference: Any) -> Any:
-        from ray.exceptions import RayActorError, RayTaskError
+        """Return an item's result.
+
+        Raises:
+            _ProcessDied: the process that did it has died.
+            Exception: what the worker raised, as it was.
+        """
+        from ray import exceptions
 
         try:
             return self.ray.get(reference)
-        except RayTaskError as error:
+        except exceptions.RayTaskError as error:
             if isinstance(error.cause, Exception):
                 raise error.cause from (None if isinstance(error.cause, UserError) else error)
             raise
-        except RayActorError as error:
-            # An error in a worker's constructor (a model that does not load, say) also arrives this way.
-            cause = getattr(error, "cause", None)
-            if isinstance(cause, UserError):
-                raise cause from None
-            if "UserError" in str(error):
-                raise UserError(str(error).split("UserError:")[-1].strip()) from None
-            raise UserError(
-                f"a worker died more than twice over one shard ({str(error).splitlines()[0]}). If it ran out of "
-                "memory, use fewer --workers or smaller --batch-tokens or --rows-per-shard. Finished shards are kept: "
-                "run the same command again to go on."
-            ) from error
+        except (exceptions.RayError, exceptions.RaySystemError) as error:
+            raise _ProcessDied(error) from error
 
     def close(self) -> None:
         """Leave the cluster; stop it if it was started here."""
         if self.owns_cluster:
             self.ray.shutdown()
+
+
+class _ProcessDied(Exception):
+    """The process of an item died, or its node did."""
+
+    def __init__(self, error: BaseException):
+        self.reason = first_line(error)
+        kind, text = type(error).__name__, str(error).lower()
+        self.node_lost = kind in ("NodeDiedError", "ObjectLostError", "OwnerDiedError") or (
+            "node" in text and ("died" in text or "dead" in text or "terminated" in text) and "oom" not in text
+        )

@@ -1,6 +1,8 @@
 """The local engine by itself: order, one thread a tokenizer's batch, and errors."""
 
 import os
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -8,18 +10,40 @@ from annotate.run.engines.local import PARALLELISM, LocalEngine
 from common.errors import UserError
 
 
+@dataclass
+class Does:
+    """A worker that calls a function."""
+
+    run: Any
+
+    def __call__(self):
+        return self
+
+
 def setting_seen(engine: LocalEngine) -> set[str | None]:
     """Return what the workers of a stage without a model see of the tokenizers' setting."""
-    return set(engine.map(lambda: lambda item: os.environ.get(PARALLELISM), range(20)))
+    return {seen for _, seen in engine.map(Does(lambda item: os.environ.get(PARALLELISM)), range(20))}
 
 
 def test_results_come_in_order_and_the_source_is_read_a_few_ahead():
     read = []
     items = (read.append(i) or i for i in range(1000))
-    results = LocalEngine().map(lambda: lambda item: item * item, items)
-    assert next(results) == 0
+    results = LocalEngine().map(Does(lambda item: item * item), items)
+    assert next(results) == (0, 0)
     assert len(read) < 20
-    assert list(results) == [i * i for i in range(1, 1000)]
+    assert list(results) == [(i, i * i) for i in range(1, 1000)]
+
+
+def test_a_stage_without_items_builds_no_worker():
+    assert list(LocalEngine().map(lambda: 1 / 0, [])) == []
+
+
+def test_on_a_gpu_a_shard_is_read_and_one_written_while_the_model_works():
+    import threading
+
+    engine, together = LocalEngine(), threading.Barrier(3, timeout=20)
+    engine.__dict__["device"] = "cuda"
+    assert len(list(engine.map(Does(lambda item: together.wait()), range(3), uses_model=True))) == 3
 
 
 @pytest.mark.parametrize("before", [None, "true"])
@@ -47,5 +71,5 @@ def test_an_error_arrives_as_it_was_and_the_setting_goes_back(monkeypatch):
         return item
 
     with pytest.raises(UserError, match=r"^three$"):
-        list(LocalEngine().map(lambda: fail, range(10)))
+        list(LocalEngine().map(Does(fail), range(10)))
     assert PARALLELISM not in os.environ

@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from annotate.groupers.base import GrouperOptions
-from annotate.run import stages
+from annotate.run import scoring, tokenizing
 from annotate.run.pipeline import run
 from annotate.run.settings import Settings
 from annotate.run.verification import verify_shards
@@ -126,7 +126,8 @@ class Stop(Exception):
 @pytest.mark.parametrize("stage", ["write_tokens", "write_shard"])
 @pytest.mark.parametrize("after", [0, 2])
 def test_a_run_that_stops_goes_on_and_redoes_nothing_that_was_done(complete, tmp_path, monkeypatch, stage, after):
-    original, calls = getattr(stages, stage), []
+    module = tokenizing if stage == "write_tokens" else scoring
+    original, calls = getattr(module, stage), []
 
     def failing(path, *arguments, **facts):
         if len(calls) == after:
@@ -135,13 +136,13 @@ def test_a_run_that_stops_goes_on_and_redoes_nothing_that_was_done(complete, tmp
         return original(path, *arguments, **facts)
 
     out = tmp_path / "x"
-    monkeypatch.setattr(stages, stage, failing)
+    monkeypatch.setattr(module, stage, failing)
     with pytest.raises(Stop):
         annotate(out, "tfidf", "random")
     with pytest.raises(UserError, match="did not finish"):
         ShardDirectory(out)
     again = []
-    monkeypatch.setattr(stages, stage, lambda path, *a, **f: (again.append(path), original(path, *a, **f))[1])
+    monkeypatch.setattr(module, stage, lambda path, *a, **f: (again.append(path), original(path, *a, **f))[1])
     annotate(out, "tfidf", "random")
     assert len(calls) == after
     assert not {path.name for path in calls} & {path.name for path in again}

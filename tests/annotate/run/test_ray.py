@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from annotate.run.engines import make_engine
+from annotate.run.engines.base import SetAside
 from annotate.run.pipeline import run
 from annotate.run.settings import Settings
 from common.errors import UserError
@@ -52,9 +53,9 @@ class Fails:
     marker: Path
 
     def __call__(self):
-        return self.work
+        return self
 
-    def work(self, item: int) -> int:
+    def run(self, item: int) -> int:
         if item == 3:
             if self.how == "user":
                 raise UserError("item 3 is wrong")
@@ -63,14 +64,26 @@ class Fails:
             if self.how == "die" and not self.marker.exists():
                 self.marker.touch()
                 os._exit(1)
+            if self.how == "always":
+                os._exit(1)
         return item * 10
 
 
-def test_a_worker_that_dies_is_replaced_and_its_item_done(tmp_path):
+@pytest.mark.parametrize("uses_model", [False, True])
+def test_a_worker_that_dies_is_replaced_and_its_item_done(tmp_path, uses_model):
     with make_engine("ray", None, 2, 1.0) as engine:
-        results = sorted(engine.map(Fails("die", tmp_path / "died"), range(8)))
-    assert results == [item * 10 for item in range(8)]
+        results = sorted(engine.map(Fails("die", tmp_path / "died"), range(8), uses_model=uses_model))
+    assert results == [(item, item * 10) for item in range(8)]
     assert (tmp_path / "died").exists()
+
+
+@pytest.mark.parametrize("uses_model", [False, True])
+def test_an_item_that_kills_its_worker_each_time_is_set_aside_and_the_others_are_done(tmp_path, uses_model):
+    with make_engine("ray", None, 2, 1.0) as engine:
+        results = dict(engine.map(Fails("always", tmp_path), range(8), uses_model=uses_model))
+    assert isinstance(aside := results.pop(3), SetAside)
+    assert aside.reason.startswith("its worker died 3 times, at last with:")
+    assert results == {item: item * 10 for item in (0, 1, 2, 4, 5, 6, 7)}
 
 
 def test_errors_arrive_as_they_were(tmp_path):
@@ -89,9 +102,10 @@ class Broken:
         raise UserError("the model does not load")
 
 
-def test_an_error_while_a_worker_is_built_arrives_too():
+@pytest.mark.parametrize("uses_model", [False, True])
+def test_an_error_while_a_worker_is_built_arrives_too(uses_model):
     with make_engine("ray", None, 1, 1.0) as engine, pytest.raises(UserError, match=r"^the model does not load"):
-        list(engine.map(Broken(), range(2)))
+        list(engine.map(Broken(), range(2), uses_model=uses_model))
 
 
 def test_items_are_read_only_a_few_ahead():
@@ -104,7 +118,7 @@ def test_items_are_read_only_a_few_ahead():
 
     with make_engine("ray", None, 2, 1.0) as engine:
         for done, _ in enumerate(engine.map(Fails("never", Path()), items()), start=1):
-            assert len(read) <= done + 4
+            assert len(read) <= done + 5
             if done == 20:
                 break
 
@@ -114,3 +128,5 @@ def test_wrong_settings():
         make_engine("ray", None, 0, 1.0)
     with pytest.raises(UserError, match="--gpus-per-worker 0"):
         make_engine("ray", None, 1, 0.0)
+    with pytest.raises(UserError, match="--gpus-per-worker 2: expected at most 1"):
+        make_engine("ray", None, 1, 2.0)

@@ -1,0 +1,149 @@
+"""The reduction: what groupers fit on the whole corpus, summed up on workers. The driver sees no counts.
+
+    CountTerms: the tokens of a shard -> .work/counts/<grouper>/part-k.npz
+    SumBlocks:  those of BLOCK_SHARDS shards -> .work/counts/<grouper>/block-b.npz
+    Fit:        those of all blocks -> state/, by the grouper's own `fit` and `save`
+
+What enters: tokens, from a file of the first stage or from a finished shard. What leaves: the fitted state.
+"""
+
+import tempfile
+from collections.abc import Iterable
+from copy import copy
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from annotate.groupers.base import Grouper
+from annotate.run.scanning import read_arrays, write_arrays
+from annotate.run.tables import from_table, read_tokens
+from annotate.run.workspace import Workspace
+from annotate.tokens.batch import TokenBatch
+from common.manifest import ShardInfo
+from common.shards import read_table
+from common.storage import Location
+
+BLOCK_SHARDS = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """Where the tokens of a shard are."""
+
+    index: int
+    held: ShardInfo | None  # the shard as it is; None where its tokens are in a file of the first stage
+
+
+@dataclass(frozen=True)
+class CountTerms:
+    """Builds the worker that counts what a shard adds to the fits."""
+
+    workspace: Workspace
+    groupers: tuple[Grouper, ...]
+
+    def __call__(self) -> "CountTerms":
+        return self
+
+    def run(self, item: Corpus) -> str | None:
+        """Count one shard, unless that was done. Return what is wrong with a finished shard that is not whole."""
+        missing = [g for g in self.groupers if not self.workspace.counts(g.name, item.index).is_file()]
+        if not missing:
+            return None
+        if item.held is None:
+            batch, _ = read_tokens(self.workspace.tokens(item.index))
+        else:
+            columns = ["document_id", "source_row", "text", "input_ids", "supervised"]
+            try:
+                batch = from_table(read_table(self.workspace.out / item.held.file, columns, item.held.sha256))
+            except ValueError as error:
+                return str(error)
+        self.count(item.index, batch, missing)
+        return None
+
+    def count(self, index: int, batch: TokenBatch, groupers: Iterable[Grouper]) -> None:
+        """Write what a batch adds."""
+        for grouper in groupers:
+            write_counts(self.workspace.counts(grouper.name, index), grouper.count(batch))
+
+
+def write_counts(place: Location, counts: dict[str, np.ndarray]) -> None:
+    """Write vectors without their zeros: a shard holds few of a vocabulary's terms."""
+    stored: dict[str, np.ndarray] = {}
+    for name, values in counts.items():
+        at = np.flatnonzero(values)
+        stored |= {f"{name}.at": at.astype(np.uint32), f"{name}.values": values[at]}
+        stored[f"{name}.size"] = np.array(values.size)
+    write_arrays(place, **stored)
+
+
+def add_counts(total: dict[str, np.ndarray], place: Location) -> None:
+    """Add what `write_counts` wrote; the longer vector of two decides how long the sum is."""
+    stored = read_arrays(place)
+    for name in {key.rpartition(".")[0] for key in stored}:
+        size, at, values = int(stored[f"{name}.size"]), stored[f"{name}.at"], stored[f"{name}.values"]
+        held = total.get(name)
+        if held is None or held.size < size:
+            longer = np.zeros(size, dtype=values.dtype)
+            if held is not None:
+                longer[: held.size] = held
+            total[name] = held = longer
+        held[at] += values
+
+
+@dataclass(frozen=True)
+class SumBlocks:
+    """Builds the worker that sums the counts of a block of shards."""
+
+    workspace: Workspace
+    names: tuple[str, ...]
+    num_shards: int
+
+    def __call__(self) -> "SumBlocks":
+        return self
+
+    def run(self, block: int) -> None:
+        """Sum one block."""
+        for name in self.names:
+            total: dict[str, np.ndarray] = {}
+            for index in range(block * BLOCK_SHARDS, min(self.num_shards, (block + 1) * BLOCK_SHARDS)):
+                add_counts(total, self.workspace.counts(name, index))
+            write_counts(self.workspace.sums(name, block), total)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Builds the worker that fits."""
+
+    workspace: Workspace
+    num_shards: int
+
+    def __call__(self) -> "Fit":
+        return self
+
+    def run(self, grouper: Grouper) -> None:
+        """Fit one grouper on the whole corpus, and write its state."""
+        total: dict[str, np.ndarray] = {}
+        one_block = self.num_shards <= BLOCK_SHARDS
+        for number in range(self.num_shards if one_block else -(-self.num_shards // BLOCK_SHARDS)):
+            place = self.workspace.counts if one_block else self.workspace.sums
+            add_counts(total, place(grouper.name, number))
+        fitted = copy(grouper)
+        fitted.fit(total)
+        with tempfile.TemporaryDirectory(prefix="sft-go-") as folder:
+            fitted.save(Path(folder))
+            for path in sorted(Path(folder).iterdir()):
+                (self.workspace.state / path.name).write_bytes(path.read_bytes())
+
+
+def load_state(grouper: Grouper, *places: Location) -> None:
+    """Let a grouper read its state from the first of these directories that has it."""
+    place = next((place for place in places if (place / f"{grouper.name}.parquet").is_file()), places[-1])
+    if place.local is not None:
+        grouper.load(place.local)
+        return
+    with tempfile.TemporaryDirectory(prefix="sft-go-") as folder:
+        for name in place.names():
+            if name.split(".")[0] == grouper.name:
+                (Path(folder) / name).write_bytes((place / name).read_bytes())
+        grouper.load(Path(folder))
