@@ -16,6 +16,7 @@ from train.sweeps import state
 from train.sweeps.estimates import disk_line, dry_run_lines
 from train.sweeps.file import SweepFile, read_sweep_file
 from train.sweeps.points import Point, effective, make_points
+from train.sweeps.reads import is_true
 from train.sweeps.runner import Placement, Stopped, run_all
 from train.sweeps.state import Run, run_state
 
@@ -122,7 +123,9 @@ def sweep_command(rest: Sequence[str]) -> int:
         entry["documents_per_step"] = sizes[entry["name"]].per_step
     state.check_directory(out, before, asked, arguments.extend)
     runs = state.list_runs(out, points, sweep.seeds)
-    placement = Placement(arguments.address, arguments.gpus_per_run, arguments.runs_at_once)
+    on_cpus = points and all(is_true(point.settings.get("use_cpu")) for point in points)
+    gpus = 0.0 if on_cpus and arguments.gpus_per_run is None else arguments.gpus_per_run
+    placement = Placement(arguments.address, gpus, arguments.runs_at_once)
     if arguments.dry_run:
         print("\n".join([*notes, *dry_run_lines(runs, sizes, placement.runs_at_once or 1)]))
         print(_disk(out, runs, sweep, points, arguments))

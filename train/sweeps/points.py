@@ -20,7 +20,7 @@ from train.settings.arguments import OF_AN_OBJECTIVE
 from train.settings.flags import DEFAULT_ETA
 from train.settings.recipes import read_preset
 from train.sweeps.file import SweepFile
-from train.sweeps.reads import OF_GROUPS, has_groups, is_true, unread_settings
+from train.sweeps.reads import OF_GROUPS, has_groups, is_true, objective_name, unread_settings
 
 CONTROL_SUFFIX = ".permuted"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,119}")
@@ -61,7 +61,7 @@ def make_points(sweep: SweepFile) -> tuple[list[Point], list[str], list[str]]:
             problems.append(f"{'base' if 'preset' in sweep.base else candidate.where}: {error}")
     kept = _taken_together(candidates, notes)
     base = _with_one_yardstick(sweep.base, kept, notes)
-    names = _names(kept)
+    names = _names(sweep.base, kept)
     points = []
     for candidate, name in zip(kept, names, strict=True):
         settings = _settings(base, candidate)
@@ -140,7 +140,7 @@ def _settings(base: Mapping[str, Any], candidate: _Candidate) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value is not None}
 
 
-def _names(candidates: list[_Candidate]) -> list[str]:
+def _names(base: Mapping[str, Any], candidates: list[_Candidate]) -> list[str]:
     """Name each point by what varies and what it reads: objective, grouper, then key and value."""
     reads = [candidate.read() for candidate in candidates]
     keys = list(dict.fromkeys(name for read in reads for name in read))
@@ -159,7 +159,7 @@ def _names(candidates: list[_Candidate]) -> list[str]:
             if key in read and key not in ("objective", "grouper")
             if candidate.name is None or key in candidate.from_grid
         ]
-        names.append("-".join(parts) or "base")
+        names.append("-".join(parts) or objective_name(effective(base, candidate.own)))
     return names
 
 

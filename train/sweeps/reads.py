@@ -31,6 +31,11 @@ def has_groups(settings: Mapping[str, Any]) -> bool:
     return "permute_groups" not in unread_settings(settings)
 
 
+def objective_name(settings: Mapping[str, Any]) -> str:
+    """Return the objective of a point, by default that of `train run`."""
+    return str(settings.get("objective") or "go")
+
+
 def is_true(value: Any) -> bool:
     """Return a flag's value as `train run` takes it."""
     return str(value).lower() in ("true", "1", "yes")

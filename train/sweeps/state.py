@@ -231,10 +231,18 @@ def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def save_sweep(out: Path, before: dict[str, Any] | None, asked: dict[str, Any]) -> None:
-    """Write `sweep.json`, keeping when the sweep was started."""
+    """Write `sweep.json`, keeping when the sweep was started.
+
+    Raises:
+        UserError: a full disk, say.
+    """
     content = {**asked, "started": before["started"] if before else asked["started"]}
-    if content != before:
+    if content == before:
+        return
+    try:
         write_json(out / SWEEP_NAME, content)
+    except OSError as error:
+        raise UserError(f"{out / SWEEP_NAME}: cannot be written ({error.strerror}).") from error
 
 
 def now() -> str:

@@ -54,7 +54,8 @@ class TestPoints:
         assert points[1].settings == {**base, "objective": "go"}
 
     def test_without_grid_and_points_the_base_is_the_point(self):
-        assert names(base={"shards": "s", "objective": "sft"}) == ["base"]
+        assert names(base={"shards": "s", "objective": "sft"}) == ["sft"]
+        assert names(control=False) == ["go"]
 
     def test_controls_can_be_left_out(self):
         assert names(**ISSUE, control=False) == ["sft", "go-tfidf-eta0.5", "go-tfidf-eta0.7", "go-tfidf-eta0.9"]
@@ -71,7 +72,7 @@ class TestPoints:
     def test_a_preset_says_what_is_read(self):
         base = {"shards": "s", "preset": "lima-3b-baseline"}
         points, notes, _ = make_points(SweepFile(base, [1], grid={"eta": [0.5, 0.9]}))
-        assert [point.name for point in points] == ["base"]
+        assert [point.name for point in points] == ["sft"]
         assert "does not read eta" in notes[0]
 
 
