@@ -12,13 +12,13 @@ from typing import Annotated, Optional
 import typer
 from rich.console import Console
 
-from common.errors import UserError
+from common.errors import UserError, explain
 
 app = typer.Typer(
     help="Score every token of an instruction dataset by importance, once, and write the scores as Parquet shards that "
     "`train run` and any other trainer can read.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"token_normalize_func": lambda name: name.replace("_", "-")},  # --max_length is --max-length
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
@@ -367,7 +367,7 @@ def serve(
         typer.Option(help="How long SIGTERM waits for what was taken.", rich_help_panel=LIMITS),
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    port: Annotated[int, typer.Option(help="Port to listen on.", min=0, max=65535)] = 8000,
 ) -> None:
     """Score ad-hoc text over HTTP, with a page at `/`.
 
@@ -381,9 +381,8 @@ def serve(
         annotate serve --state shards --compressor-model path/to/compressor --port 8080
     """
     given = dict(locals())
-    settings = {
-        name: value for name, value in given.items() if name not in ("host", "port") and value not in (None, False)
-    }
+    given = {name: value for name, value in given.items() if name not in ("host", "port")}
+    settings = {name: value for name, value in given.items() if value is not None and value is not False}
     for name, value in settings.items():
         joined = os.pathsep.join(value) if isinstance(value, list) else str(value)
         variable = "SFT_GO_GROUPERS" if name == "grouper" else f"SFT_GO_{name.upper()}"
@@ -418,6 +417,15 @@ def main() -> None:
         app()
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except BrokenPipeError:  # the reader has gone: `annotate inspect … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more
+        sys.exit(1)
+    except Exception as error:
+        text = explain(error)  # what the machine caused
+        if text is None:
+            raise
+        print(f"Error: {text}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("Interrupted. Finished shards are kept: run the same command again to go on.", file=sys.stderr)

@@ -33,7 +33,13 @@ def fill_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it is flushed to disk and renamed to `path`, else removed."""
+    """Yield a temporary path beside `path`; on success it is flushed to disk and renamed to `path`, else removed.
+
+    A device, such as /dev/stdout, is written as it is: it must not become a file.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        yield path
+        return
     with fill_file(path) as temporary:
         yield temporary
         with open(temporary, "rb") as file:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from common.errors import UserError
 from common.files import sha256_file
+from common.hints import did_you_mean
 from common.manifest import FileInfo, Kind, Manifest, ShardInfo, read_manifest
 from common.storage import Location, Place, locate
 
@@ -207,7 +208,7 @@ class ShardDirectory:
             raise UserError(f"{self.path} holds the score columns {held}: name one with --grouper.")
         if name not in self.columns:
             raise UserError(
-                f"{self.path} holds the score columns {held}, not {name!r}. "
+                f"{self.path} holds the score columns {held}, not {name!r}.{did_you_mean(name, self.columns)} "
                 f"Add it with `annotate run --grouper {name} … --out {self.path}`, or name another with --grouper."
             )
         return name

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import get_args, get_origin
 
-from common.errors import UserError
+from common.errors import UserError, explain
 from train.settings.flags import ObjectiveSettings, RunSettings
 
 # name: its line of help, and the function that takes the words after it and returns an exit status
@@ -27,6 +27,9 @@ COMMANDS = {
     ),
     "presets": ("the paper's recipes: `train presets`, `train presets show <name>`", "train.cli:presets_command"),
 }
+
+# this project's own flags, which can be known without torch: each field of these is one
+OWN_SETTINGS = (("what to train on", RunSettings), ("what to minimise", ObjectiveSettings))
 
 USAGE = """usage: train <command> [flags]
 
@@ -60,6 +63,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(1)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except Exception as error:
+        text = explain(error)  # what the machine caused
+        if text is None:
+            raise
+        print(f"error: {text}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted; --resume_from_checkpoint goes on from the last checkpoint", file=sys.stderr)
@@ -102,6 +111,10 @@ def run_command(rest: list[str]) -> int:
     if "-h" in rest or "--help" in rest:
         print(run_help())
         return 0
+    from train.settings.early import check_early, underscored
+
+    rest = underscored(rest)
+    check_early(rest, [settings for _, settings in OWN_SETTINGS])
     import warnings
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the data loader's workers fork after the tokenizer
@@ -127,7 +140,7 @@ def run_command(rest: list[str]) -> int:
 def run_help() -> str:
     """Return the help text of this project's own flags, without importing torch."""
     lines = ["usage: train run --shards DIR [DIR ...] [flags]", ""]
-    for title, settings in (("what to train on", RunSettings), ("what to minimise", ObjectiveSettings)):
+    for title, settings in OWN_SETTINGS:
         lines.append(f"{title}:")
         for field in dataclasses.fields(settings):
             lines += _flag(field)

@@ -4,6 +4,7 @@ from importlib import import_module
 
 from annotate.groupers.base import Grouper
 from common.errors import UserError
+from common.hints import did_you_mean
 
 REGISTRY = {
     "tfidf": "annotate.groupers.tfidf:Tfidf",
@@ -21,6 +22,6 @@ def grouper_class(name: str) -> type[Grouper]:
         UserError: no grouper has this name.
     """
     if name not in REGISTRY:
-        raise UserError(f"--grouper {name}: expected one of {', '.join(REGISTRY)}.")
+        raise UserError(f"--grouper {name}: expected one of {', '.join(REGISTRY)}.{did_you_mean(name, REGISTRY)}")
     module, attribute = REGISTRY[name].split(":")
     return getattr(import_module(module), attribute)

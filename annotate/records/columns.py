@@ -5,10 +5,10 @@ What enters: the flags, and records. What leaves: the same records with the name
 """
 
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 from typing import Any
 
 from common.errors import UserError
+from common.hints import did_you_mean
 
 FIELDS = (
     "instruction",
@@ -38,9 +38,8 @@ def parse_mapping(flags: Iterable[str], text_column: str | None = None) -> dict[
         if not separator or not name or not column:
             raise UserError(f"--map {flag}: expected field=column, such as --map prompt=question.")
         if name not in FIELDS:
-            near = get_close_matches(name, FIELDS, 1)
             raise UserError(
-                f"--map {flag}: there is no field {name!r}{f'; did you mean {near[0]}?' if near else '.'} "
+                f"--map {flag}: there is no field {name!r}.{did_you_mean(name, FIELDS)} "
                 f"Expected one of {', '.join(FIELDS)}; the column's name stands after the equals sign."
             )
         if name in mapping:
@@ -62,10 +61,9 @@ def check_columns(mapping: Mapping[str, str], records: Iterable[Any], location: 
     columns = sorted({str(name) for record in records if isinstance(record, Mapping) for name in record})
     for name, column in mapping.items():
         if column not in columns:
-            near = get_close_matches(column, columns, 1, 0.5)
             flag = f"--map {name}={column}" if name != "text" else f"--text-column {column}"
             raise UserError(
-                f"{flag}: {location} has no column {column!r}{f'; did you mean {near[0]}?' if near else '.'} "
+                f"{flag}: {location} has no column {column!r}.{did_you_mean(column, columns)} "
                 f"Found {', '.join(columns[:20]) or 'no columns'}."
             )
 

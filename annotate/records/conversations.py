@@ -97,6 +97,8 @@ def from_text(record: Mapping[str, Any]) -> Conversation:
 def _list(record: Mapping[str, Any], key: str) -> Any:
     """Return a list of messages, which may be stored as a string of JSON."""
     value = record.get(key)
+    if value is None:
+        raise DocumentError("missing_field", f"`{key}` is missing.")
     return parse_json(value, "the record", key) if isinstance(value, str) and value.startswith("[") else value
 
 

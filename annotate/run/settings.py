@@ -10,6 +10,7 @@ from annotate.groupers import grouper_class
 from annotate.groupers.base import Grouper, GrouperOptions
 from annotate.records.conversations import FORMATS
 from common.errors import UserError, raise_together
+from common.hints import did_you_mean
 
 MAX_LENGTH = 4096
 # The fields of GrouperOptions that are flags of the command line.
@@ -59,7 +60,8 @@ def check_settings(settings: Settings) -> None:
         except UserError as error:
             problems.append(str(error))
     if settings.format_name is not None and settings.format_name not in FORMATS:
-        problems.append(f"--format {settings.format_name}: expected one of {', '.join(FORMATS)}.")
+        near = did_you_mean(settings.format_name, FORMATS)
+        problems.append(f"--format {settings.format_name}: expected one of {', '.join(FORMATS)}.{near}")
     for flag, value in (("--limit", settings.limit), ("--rows-per-shard", settings.rows_per_shard)):
         if value is not None and value < 1:
             problems.append(f"{flag} {value}: expected at least 1.")

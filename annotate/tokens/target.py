@@ -19,6 +19,7 @@ from annotate.tokens.batch import TokenBatch
 from annotate.tokens.templates import Segment
 from common.downloads import on_disk
 from common.errors import UserError
+from common.hints import missing_path
 from common.storage import StorageError
 from common.tokenizers import require_fast, tokenizer_fingerprint
 
@@ -29,6 +30,8 @@ def load_tokenizer(name: str, revision: str | None = None) -> Any:
     Raises:
         UserError: it is not there, cannot be reached, or is a slow one.
     """
+    if problem := missing_path(name):
+        raise UserError(f"--tokenizer {name}: {problem}")
     from transformers import AutoTokenizer
 
     try:

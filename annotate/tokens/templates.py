@@ -11,6 +11,7 @@ from typing import Any
 from annotate.records.conversations import Conversation, Turn
 from annotate.records.messages import write_json
 from common.errors import UserError
+from common.hints import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def make_template(name: str, tokenizer: Any) -> Template:
 
         return ChatTemplate(tokenizer)
     if name not in PROMPTS:
-        raise UserError(f"--template {name}: expected one of {', '.join(TEMPLATES)}.")
+        raise UserError(f"--template {name}: expected one of {', '.join(TEMPLATES)}.{did_you_mean(name, TEMPLATES)}")
     if tokenizer.eos_token is None:
         raise UserError("the tokenizer has no end-of-turn token (eos_token); set one, or use --template chat.")
     end_of_turn = Segment(tokenizer.eos_token, supervised=True, special=True)

@@ -215,7 +215,7 @@ def test_columns_under_other_names():
     ("flags", "says"),
     [
         (["prompt"], "expected field=column"),
-        (["promt=q"], "did you mean prompt"),
+        (["promt=q"], "Did you mean prompt"),
         (["prompt=a", "prompt=b"], "already a"),
     ],
 )
@@ -225,7 +225,7 @@ def test_wrong_mappings(flags, says):
 
 
 def test_a_column_that_is_not_there_is_answered_with_the_nearest():
-    with pytest.raises(UserError, match="has no column 'questoin'; did you mean question"):
+    with pytest.raises(UserError, match=r"has no column 'questoin'\. Did you mean question"):
         check_columns({"prompt": "questoin"}, [{"question": "q"}], "x.json")
     with pytest.raises(UserError, match="--text-column goes without"):
         parse_mapping(["prompt=q"], "body")
