@@ -25,6 +25,10 @@ COMMANDS = {
         "many runs into one directory: `train sweep SWEEP.yaml --out <dir>`",
         "train.sweeps.command:sweep_command",
     ),
+    "compare": (
+        "runs set against a baseline, with intervals: `train compare sweep --html report.html`",
+        "train.comparison.command:main",
+    ),
     "presets": ("the paper's recipes: `train presets`, `train presets show <name>`", "train.cli:presets_command"),
 }
 

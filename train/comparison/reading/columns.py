@@ -1,0 +1,111 @@
+"""The columns of the tables: for each, the measure of every run that has it.
+
+What enters: runs, their held-out documents and benchmarks. What leaves: `Column`s, those of the main table first and
+the headline first of all. Next: `comparison.py` fills the tables.
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from common.errors import raise_together
+from train.comparison.reading.benchmarks import Benchmarks, benchmark_measures
+from train.comparison.reading.documents import Documents, document_measures
+from train.comparison.reading.runs import Run
+from train.comparison.statistics.measures import Measure
+
+LOSS = "loss"
+PERCENT = 100.0
+# metrics of lm-evaluation-harness that are better when they are lower
+LOWER = ("perplexity", "bits_per_byte", "loss", "brier", "ter")
+
+
+@dataclass(frozen=True)
+class Column:
+    """One question that runs were asked."""
+
+    key: str
+    title: str
+    table: Literal["main", "yardstick"]
+    better: Literal["lower", "higher"]
+    unit: str
+    scale: float  # a shown number is the value times this
+    digits: int
+    measures: dict[Path, Measure]  # by the run's directory
+
+    @property
+    def num_items(self) -> int:
+        """Items, or groups of them that belong together; 0 where they are not known."""
+        return max((sum(len(part.contributions) for part in m.parts) for m in self.measures.values()), default=0)
+
+
+def make_columns(
+    runs: Sequence[Run],
+    documents: Mapping[Path, Documents],
+    benchmarks: Mapping[Path, Benchmarks],
+    wanted: Sequence[str] = (),
+) -> list[Column]:
+    """Return all columns, the headline first; with `wanted` keys or titles, those of the main table that it names.
+
+    Raises:
+        UserError: an unknown column.
+    """
+    held = {place: document_measures(one) for place, one in documents.items()}
+    results = {place: benchmark_measures(one) for place, one in benchmarks.items()}
+    main = []
+    names = list(dict.fromkeys(name for run in runs for name in results.get(run.directory, ())))
+    names.sort(key=lambda name: (name[0] == "", name[0], name[1] != "average"))  # an average leads its suite
+    several = len({suite for suite, _ in names if suite}) > 1
+    for suite, name in names:
+        measures = {run.directory: m for run in runs if (m := results[run.directory].get((suite, name)))}
+        main.append(_benchmark(suite, name, measures, several))
+    if held:
+        main.append(Column(LOSS, "Held-out loss", "main", "lower", "nats/token", 1.0, 4, _pick(held, ("", "all"))))
+    averages = [column for column in main if column.key.endswith("/average")]
+    headline = averages[0] if averages else main[-1] if held else main[0] if main else None
+    main.sort(key=lambda column: column is not headline)  # stable
+    if wanted:
+        main = _choose(main, wanted)
+    return main + _yardsticks(held)
+
+
+def _yardsticks(held: Mapping[Path, Mapping[tuple[str, str], Measure]]) -> list[Column]:
+    labels = dict.fromkeys(label for measures in held.values() for label, _ in measures if label)
+    return [
+        Column(f"{LOSS}/{label}/{group}", f"{label}: {group}", "yardstick", "lower", "nats/token", 1.0, 4, measures)
+        for label in labels
+        for group in ("important", "unimportant", "worst")
+        if (measures := _pick(held, (label, group)))
+    ]
+
+
+def _pick(held: Mapping[Path, Mapping], key: tuple[str, str]) -> dict[Path, Measure]:
+    return {place: measures[key] for place, measures in held.items() if key in measures}
+
+
+def _benchmark(suite: str, name: str, measures: dict[Path, Measure], several: bool) -> Column:
+    key = f"{suite}/{name}" if suite else name
+    title = {"average": "Average"}.get(name, name) + (f" ({suite})" if suite and several else "")
+    finite = [measure.value for measure in measures.values() if measure.value == measure.value]
+    is_share = all(0.0 <= value <= 1.0 for value in finite)
+    better = "lower" if any(word in name for word in LOWER) else "higher"
+    unit, scale, digits = ("%", PERCENT, 2) if is_share else ("", 1.0, 3)
+    return Column(key, title, "main", better, unit, scale, digits, measures)
+
+
+def _choose(columns: Sequence[Column], wanted: Sequence[str]) -> list[Column]:
+    by_name = {name.lower(): column for column in columns for name in (column.title, column.key)}
+    problems, chosen = [], []
+    for name in wanted:
+        if column := by_name.get(name.lower()):
+            chosen.append(column)
+            continue
+        near = difflib.get_close_matches(name.lower(), by_name, 1)
+        hint = f" Did you mean {by_name[near[0]].key}?" if near else ""
+        problems.append(
+            f"--columns {name}: expected one of {', '.join(column.key for column in columns)}; found no such.{hint}"
+        )
+    raise_together(problems)
+    return chosen
