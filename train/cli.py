@@ -29,6 +29,10 @@ COMMANDS = {
         "runs set against a baseline, with intervals: `train compare sweep --html report.html`",
         "train.comparison.command:main",
     ),
+    "evaluate": (
+        "what a run, a sweep or any checkpoint has learned: benchmarks, held-out documents",
+        "train.evaluation.command:run",
+    ),
     "presets": ("the paper's recipes: `train presets`, `train presets show <name>`", "train.cli:presets_command"),
 }
 
