@@ -67,28 +67,33 @@ def _nothing_holds(comparison: Comparison, known: Sequence[Difference]) -> list[
     top = max(known, key=lambda d: d.gain)
     if all(d.estimate.difference == 0.0 and d.estimate.low == d.estimate.high == 0.0 for d in known):
         return [f"There is no difference from {base} in {_name(column)}: the runs gave the same, item by item."]
-    which = f"the largest gain, {top.point}'s, is" if len(known) > 1 else f"{top.point}'s is"
+    which = f"the best other point, {top.point}, is at" if len(known) > 1 else f"{top.point} is at"
+    if top.estimate.covers != "both":
+        return [f"In {_name(column)}, {which} {_signed(top)} from {base} ({_evidence(top)}). {_reason(top)}"]
     said = [
         f"No difference from {base} in {_name(column)} holds: {which} {_signed(top)} ({_evidence(top)}). {_reason(top)}"
     ]
-    if (seen := top.detectable) and top.estimate.covers == "both":
+    if seen := top.detectable:
         said.append(
             f"This says little of smaller ones: alone, a difference of {plain(seen * column.scale, column.digits)} "
-            f"{difference_unit(column)} would have been found with a chance of 80 %."
+            f"{difference_unit(column)} would have been found with a chance of about 80 %."
         )
     return said
 
 
 def _reason(difference: Difference) -> str:
     e = difference.estimate
-    if e.low is None:
-        return "Without repetitions and items there is no interval."
+    if e.covers == "neither":
+        return "Without repetitions and items there is no interval, and nothing is called better or worse."
     if e.covers == "items":
         return (
-            "With one seed the interval is for other items, not for another seed, so nothing is called better or worse."
+            "With one seed the interval is for other items: what another seed would give is not known, and nothing is "
+            "called better or worse."
         )
     if e.covers == "seeds":
-        return "The items behind it are not known, so its interval is for other seeds only."
+        return (
+            "The items behind it are not known: the interval is for other seeds, and nothing is called better or worse."
+        )
     if e.low <= 0.0 <= e.high:
         return "The interval includes 0."
     return "The interval alone leaves 0 out, but among so many comparisons one like it is expected by chance."

@@ -42,8 +42,8 @@ def point_cost(point: Point) -> Cost:
         bool(devices) and not any("thread" in device for device in devices),
         hours,
         _mean(seconds),
-        _mean(content.get("tokens_per_s") for content in contents),
-        _mean(content.get("tokens_seen") for content in contents),
+        _mean(_tokens_per_s(content) for content in contents),
+        _mean(_tokens(content) for content in contents),
         _mean(content.get("steps") for content in contents),
         sum(content.get("redone", {}).get("num_redone_steps", 0) for content in contents),
     )
@@ -51,6 +51,18 @@ def point_cost(point: Point) -> Cost:
 
 def _runtime_s(content: dict[str, Any]) -> float | None:
     return content.get("train_runtime_s") or content.get("final_metrics", {}).get("train_runtime")
+
+
+def _tokens(content: dict[str, Any]) -> float | None:
+    return content.get("tokens_seen") or content.get("final_metrics", {}).get("num_tokens")
+
+
+def _tokens_per_s(content: dict[str, Any]) -> float | None:
+    if content.get("tokens_per_s") is not None:
+        return content["tokens_per_s"]
+    tokens, seconds = _tokens(content), _runtime_s(content)
+    stopped = content.get("redone", {}).get("num_redone_steps", 0)  # then the seconds are of the last part alone
+    return None if tokens is None or not seconds or stopped else tokens / seconds
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

@@ -8,6 +8,7 @@ Steps where a run says NaN are None in the mean: a mean over the other seeds wou
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
@@ -47,10 +48,13 @@ def read_curves(point: Point) -> Curves:
         path = run.directory / METRICS_NAME
         lines = read_lines(path) if path.is_file() else []
         histories.append({entry["step"]: entry for entry in lines if ALL in entry and "step" in entry})
+    switches = [
+        run.content.get("worst_group_switches") or _switches(history)
+        for run, history in zip(point.runs, histories, strict=True)
+    ]
     histories = [history for history in histories if history]
-    switches = [run.content.get("worst_group_switches") for run in point.runs]
     if not histories:
-        return Curves(switches=switches)
+        return Curves(switches=[run.content.get("worst_group_switches") for run in point.runs])
     steps = sorted(set.intersection(*(set(history) for history in histories)))
     names = _lines(histories)
     found = Curves(num_seeds=len(histories), switches=switches)
@@ -70,6 +74,16 @@ def read_curves(point: Point) -> Curves:
         found.worst_important = _listed(_binned(worst, starts).mean(axis=0))
     found.num_non_finite = int(bad.sum())
     return found
+
+
+def _switches(history: dict[int, dict]) -> dict[str, float] | None:
+    """Count the switches of the worst group in a log of every step, for runs that do not say them."""
+    steps = sorted(history)
+    worst = [history[step].get("worst_group") for step in steps]
+    if len(steps) < 2 or steps != list(range(steps[0], steps[0] + len(steps))) or None in worst:
+        return None
+    count = sum(a != b for a, b in pairwise(worst))
+    return {"count": count, "share_of_steps": count / (len(steps) - 1)}
 
 
 def _lines(histories: Sequence[dict]) -> list[str]:

@@ -190,7 +190,7 @@ def detectable_table(comparison: Comparison) -> Table:
             )
         )
     caption = (
-        "The smallest true difference that would have been found with a chance of 80 % (two-sided, 5 %): for the "
+        "The smallest true difference that would have been found with a chance of about 80 % (two-sided, 5 %): for the "
         "middle "
         "point of the table, the least and the most over points, and with the 5 % shared by the whole table. The "
         "two standard "
