@@ -92,7 +92,7 @@ class Estimate:
         return "both" if seeds and items else "seeds" if seeds else "items"
 
     def detectable(self, level: float = LEVEL, num_comparisons: int = 1) -> float | None:
-        """Return the smallest true difference found with a chance of about 80 % at the error rate, shared by a table."""
+        """Return the smallest true difference found with a chance of about 80 %; a table shares the error rate."""
         if self.low is None or self.se_seeds is None or self.se_items is None:
             return None
         # Nothing of the residual is taken out here: in planning, too many seeds are the lesser harm.
