@@ -64,6 +64,14 @@ def check_early(words: Sequence[str], own: Sequence[type], objectives: Sequence[
     raise_together(problems)
 
 
+def flag_names(own: Sequence[type]) -> frozenset[str]:
+    """Return the names of all flags: those of `own` and TRL's; none where TRL's cannot be read from its source."""
+    theirs = _their_flags()
+    return frozenset(
+        {field.name for settings in own for field in dataclasses.fields(settings)} | set(theirs) if theirs else ()
+    )
+
+
 def _flags(words: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
     """Yield each flag with the words after it."""
     name, values = "", []

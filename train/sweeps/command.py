@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from common.errors import UserError, raise_together
+from common.hints import did_you_mean
 from train.sweeps import state
 from train.sweeps.estimates import disk_line, dry_run_lines
 from train.sweeps.file import SweepFile, read_sweep_file
@@ -54,6 +55,23 @@ class _Parser(argparse.ArgumentParser):
         """Say what is wrong without the usage."""
         raise UserError(f"train sweep: {message}. `train sweep --help` says more.")
 
+    def parse_all(self, words: Sequence[str]) -> argparse.Namespace:
+        """Parse, and say of unknown flags what was probably meant."""
+        arguments, rest = self.parse_known_args(words)
+        unknown = [word.partition("=")[0] for word in rest if word.startswith("--")]
+        flags = [flag for flag in self._option_string_actions if flag.startswith("--") and "_" not in flag]
+        if unknown:
+            hints = "".join(did_you_mean(word.replace("_", "-"), flags) or _as_set(word) for word in unknown)
+            self.error(f"no such flag: {', '.join(unknown)}.{hints}".removesuffix("."))
+        if rest:
+            self.error(f"one file is expected, found {', '.join([str(arguments.file), *rest])}")
+        return arguments
+
+
+def _as_set(word: str) -> str:
+    name = word.removeprefix("--").replace("-", "_")
+    return f" A setting of the runs is given by --set {name}=VALUE."
+
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of `train sweep`."""
@@ -74,7 +92,9 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="KEY=VALUE",
         help="a setting of base, or grid.<flag>, seeds or control, over the file's; may be repeated",
     )
-    parser.add_argument("--dry-run", action="store_true", help="print the runs, what each would take and what is left")
+    parser.add_argument(
+        "--dry-run", "--dry_run", action="store_true", help="print the runs, what each would take and what is left"
+    )
     parser.add_argument(
         "--keep",
         choices=state.KEEP,
@@ -84,12 +104,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--extend", action="store_true", help="add new seeds and points to the sweep of this directory")
     parser.add_argument(
         "--runs-at-once",
+        "--runs_at_once",
         type=_at_least_one,
         metavar="N",
         help="runs at the same time; default what the GPUs hold, on CPUs one a machine. Threads are shared out",
     )
     parser.add_argument(
         "--gpus-per-run",
+        "--gpus_per_run",
         type=_gpus,
         metavar="G",
         help="GPUs of each run: 1 where there are any (default), a share such as 0.5, several for runs with `workers`, "
@@ -102,7 +124,7 @@ def build_parser() -> argparse.ArgumentParser:
 def sweep_command(rest: Sequence[str]) -> int:
     """Run a sweep; return 0 when every run has finished, 1 when one failed, 130 or 143 when it was ended."""
     try:
-        arguments = build_parser().parse_args(list(rest))
+        arguments = build_parser().parse_all(list(rest))
     except SystemExit as stop:  # --help
         return int(stop.code or 0)
     sweep, problems = read_sweep_file(arguments.file, arguments.set)

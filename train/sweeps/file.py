@@ -4,13 +4,13 @@ What enters: `SWEEP.yaml` and the `--set key=value` of the command line. What le
 everything about its form that is wrong. Next: `points.py` makes points of it. Imports nothing heavy.
 """
 
-import difflib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from common.hints import did_you_mean
 
 KEYS = ("base", "seeds", "grid", "points", "control")
 # Flags of `train run` that the sweep itself gives, and who decides instead.
@@ -50,12 +50,12 @@ def read_sweep_file(path: str, changes: Sequence[str] = ()) -> tuple[SweepFile, 
     """
     loaded = _load(path)
     problems = [
-        f"{key}: no such key; expected {', '.join(KEYS)}.{_nearest(str(key), KEYS)} A flag of `train run` goes under "
-        "`base`."
+        f"{key}: no such key; expected {', '.join(KEYS)}.{did_you_mean(str(key), KEYS)} A flag of `train run` goes "
+        "under `base`."
         for key in loaded
         if key not in KEYS
     ]
-    problems += _apply(loaded, changes)
+    problems += _apply(loaded, changes) + _spell(loaded)
     base, seeds, grid, points = (loaded.get(key) for key in KEYS[:4])
     control = loaded.get("control", True)
     problems += _base_problems(base) + _seed_problems(seeds) + _grid_problems(grid) + _point_problems(points)
@@ -91,13 +91,8 @@ def flag_problems(sweep: SweepFile, known: Collection[str]) -> list[str]:
         if name in OWN_FLAGS:
             found.append(f"{where}: {name} is not for the file: {OWN_FLAGS[name]}.")
         elif name not in known:
-            found.append(f"{where}: `train run` has no flag {name!r}.{_nearest(str(name), known)}")
+            found.append(f"{where}: `train run` has no flag {name!r}.{did_you_mean(str(name), known)}")
     return found
-
-
-def _nearest(name: str, names: Collection[str]) -> str:
-    near = difflib.get_close_matches(name.replace("-", "_").lstrip("_"), names, 1)
-    return f" Did you mean {near[0]}?" if near else ""
 
 
 def _load(path: str) -> dict[str, Any]:
@@ -139,7 +134,7 @@ def _apply(loaded: dict[str, Any], changes: Sequence[str]) -> list[str]:
     problems = []
     for change in changes:
         key, equals, text = change.partition("=")
-        key = key.strip().removeprefix("--")
+        key = key.strip().removeprefix("--").replace("-", "_")
         if not equals or not key:
             problems.append(f"--set {change}: expected key=value, such as --set max_steps=20.")
             continue
@@ -159,6 +154,21 @@ def _apply(loaded: dict[str, Any], changes: Sequence[str]) -> list[str]:
                 place[name] = value
         else:
             problems.append(f"--set {change}: expected a flag, grid.<flag>, seeds or control, found {key}.")
+    return problems
+
+
+def _spell(loaded: dict[str, Any]) -> list[str]:
+    """Bring flags into one spelling, with underscores, as `train run` takes both; return which are there in both."""
+    problems = []
+    points = loaded.get("points")
+    for place in (loaded.get("base"), loaded.get("grid"), *(points if isinstance(points, list) else ())):
+        for name in list(place) if isinstance(place, dict) else ():
+            spelled = str(name).removeprefix("--").replace("-", "_")
+            if spelled == name:
+                continue
+            if spelled in place:
+                problems.append(f"{spelled}: is given twice, as {name} too. Remove one.")
+            place[spelled] = place.pop(name)
     return problems
 
 

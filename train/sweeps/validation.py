@@ -7,10 +7,12 @@ it concerns; and each point's number of optimizer steps and documents. One impor
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from common.errors import UserError
+from train.settings.early import check_early, flag_names
+from train.settings.flags import ObjectiveSettings, RunSettings
 from train.sweeps.file import SweepFile, flag_problems
 from train.sweeps.points import Point, words
 
@@ -23,13 +25,6 @@ class Size(NamedTuple):
     per_step: int  # documents of one optimizer step (packed rows with --packing)
 
 
-def known_flags() -> frozenset[str]:
-    """Return the names of every flag of `train run`."""
-    from train.settings.config import build_parser
-
-    return frozenset(action.dest for action in build_parser()._actions) - {"help"}
-
-
 def check_points(sweep: SweepFile, points: Sequence[Point], seed: int) -> tuple[dict[str, Size], list[str]]:
     """Return each point's size, by name, and every problem of flags, settings and shards.
 
@@ -38,31 +33,48 @@ def check_points(sweep: SweepFile, points: Sequence[Point], seed: int) -> tuple[
         points: to be parsed.
         seed: any of the sweep's.
     """
+    known = flag_names(_own_settings())
+    problems = flag_problems(sweep, known) if known else []
+    if problems:
+        return {}, problems  # the parser would say the same of each point again
+    _, problems = _each(points, lambda point: check_early(_said(point, seed), _own_settings()))
+    if problems:
+        return {}, problems  # before torch is imported
     # TRL sets this flag by default, under the name that transformers deprecates.
     warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated")
-    problems = flag_problems(sweep, known_flags())
-    if problems:
-        return {}, problems  # parsing would say the same of each point again
-    sizes: dict[str, Size] = {}
+    return _each(points, lambda point: _size(point, seed))
+
+
+def _own_settings() -> tuple[type, ...]:
+    return RunSettings, ObjectiveSettings
+
+
+def _each(points: Sequence[Point], check: Callable[[Point], Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return what `check` gives for each point, by name, and each problem once, with its points."""
+    results: dict[str, Any] = {}
     found: dict[str, list[str]] = {}
     for point in points:
         try:
-            sizes[point.name] = _size(point, seed)
+            results[point.name] = check(point)
         except UserError as error:
             for problem in _apart(str(error)):
                 found.setdefault(problem, []).append(point.name)
+    problems = []
     for problem, names in found.items():
         where = "every point" if len(names) == len(points) > 1 else ", ".join(names)
         problems.append(f"{where}: {problem}")
-    return sizes, problems
+    return results, problems
+
+
+def _said(point: Point, seed: int) -> list[str]:
+    return [*words(point.settings), "--seed", str(seed), "--output_dir", "nowhere", "--point", point.name]
 
 
 def _size(point: Point, seed: int) -> Size:
     from train.data.loading import open_shards, plan_groups
     from train.settings.config import parse
 
-    said = [*words(point.settings), "--seed", str(seed), "--output_dir", "nowhere", "--point", point.name]
-    configuration = parse(said)
+    configuration = parse(_said(point, seed))
     shards = open_shards(configuration.run.shards or [])
     plan_groups(shards, configuration.run.grouper, configuration.args)
     return run_size(configuration, shards)

@@ -72,7 +72,7 @@ class TestBeforeAnythingStarts:
         assert not (tmp_path / "out").exists()
 
     def test_what_train_run_would_refuse_is_refused_once_with_its_points(self, shards, tmp_path, capsys):
-        points = [{"objective": "sft"}, {"objective": "go"}, {"objective": "go", "grouper": "none", "name": "x"}]
+        points = [{"objective": "sft"}, {"objective": "go"}, {"name": "x", "worst_over": "sample"}]
         path = write_sweep(tmp_path, shards, {"label_names": ["x"]}, points=points, control=False, grid={"eta": [1.5]})
         assert status(path, "--out", tmp_path / "out") == 1
         printed = capsys.readouterr().err
@@ -91,7 +91,10 @@ class TestBeforeAnythingStarts:
             (["x.yaml", "--out", "o", "--runs-at-once", "0"], "expected a whole number of at least 1, found '0'"),
             (["x.yaml", "--out", "o", "--gpus-per-run", "1.5"], "expected a share of a GPU such as 0.5"),
             (["x.yaml", "--out", "o", "--keep", "nothing"], "invalid choice: 'nothing'"),
-            (["x.yaml", "--out", "o", "--resume"], "unrecognized arguments: --resume"),
+            (["x.yaml", "--out", "o", "--max_steps", "3"], "no such flag: --max_steps. A setting of the runs is given"),
+            (["x.yaml", "--out", "o", "--run-at-once=3"], "no such flag: --run-at-once. Did you mean --runs-at-once?"),
+            (["x.yaml", "--out", "o", "--runs_at_once", "0"], "expected a whole number of at least 1, found '0'"),
+            (["x.yaml", "y.yaml", "--out", "o"], "one file is expected, found x.yaml, y.yaml"),
             (["x.yaml", "--out", "o"], "x.yaml: no such file"),
         ],
     )
@@ -206,6 +209,7 @@ class TestWholeSweeps:
     def test_one_that_fails_leaves_the_others_and_is_tried_again(self, tmp_path, tokenizer):
         shards = write_shards(tmp_path / "shards", tokenizer)
         model = tmp_path / "model"
+        model.mkdir()
         points = [{"name": "missing", "model": str(model)}, {"name": "whole"}]
         base = {"objective": "sft", "save_strategy": "no", "use_cpu": True}
         path = write_sweep(tmp_path, shards, base, points=points, seeds=[1])
@@ -216,7 +220,7 @@ class TestWholeSweeps:
         assert "1 of 2 runs are finished" in printed
         failed = json.loads((out / "runs/missing/1/failed.json").read_text())
         assert failed["status"] == 1
-        assert "could not load" in failed["tail"][-1]
+        assert "could not load the" in failed["tail"][-1]
         whole = out / "runs/whole/1/run.json"
         assert not list(out.glob("runs/*/*/*.safetensors"))
         made = whole.stat().st_mtime_ns

@@ -95,11 +95,20 @@ def test_problems_come_together(tmp_path):
 
 
 def test_unknown_flags_are_named_with_the_nearest_and_where_they_stand():
-    sweep = SweepFile({"learning_rat": 1, "output_dir": "x"}, [1], {"etaa": [1]}, [{"name": "a", "lambda-max": 1}])
+    sweep = SweepFile({"learning_rat": 1, "output_dir": "x"}, [1], {"etaa": [1]}, [{"name": "a", "lamda_max": 1}])
     known = {"learning_rate", "eta", "lambda_max", "output_dir"}
     assert flag_problems(sweep, known) == [
         "base: `train run` has no flag 'learning_rat'. Did you mean learning_rate?",
         "base: output_dir is not for the file: each run has its own directory, DIR/runs/<point>/<seed>.",
         "grid: `train run` has no flag 'etaa'. Did you mean eta?",
-        "points[0]: `train run` has no flag 'lambda-max'. Did you mean lambda_max?",
+        "points[0]: `train run` has no flag 'lamda_max'. Did you mean lambda_max?",
     ]
+
+
+def test_flags_may_be_spelled_either_way(tmp_path):
+    text = "base: {shards: s, --max-steps: 3}\nseeds: [1]\ngrid: {lambda-max: [0.5]}\npoints: [{worst-over: batch}]\n"
+    sweep, problems = read(tmp_path, text, "save-steps=2")
+    assert problems == []
+    assert sweep.base == {"shards": "s", "max_steps": 3, "save_steps": 2}
+    assert (sweep.grid, sweep.points) == ({"lambda_max": [0.5]}, [{"worst_over": "batch"}])
+    assert "max_steps: is given twice" in read(tmp_path, "base: {max-steps: 1, max_steps: 2}\nseeds: [1]\n")[1][0]
