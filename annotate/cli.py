@@ -241,6 +241,23 @@ def verify(
 
 
 @app.command()
+def drop(
+    shards: Annotated[str, typer.Argument(help="A shard directory: a path or a URL.")],
+    grouper: Annotated[str, typer.Option(help="The grouper whose columns and state go.")],
+    engine: Annotated[str, typer.Option(help="local (in this process), or ray.")] = "local",
+) -> None:
+    """Take a grouper's columns out of a shard directory.
+
+    The shards are written again beside the old ones, which hold until the last one is there: killed at any moment, the
+    directory is whole, with the grouper or without it.
+    """
+    from annotate.run.dropping import drop_grouper
+
+    manifest = drop_grouper(shards, grouper, engine)
+    print(f"{shards}: {grouper} is dropped; score columns {', '.join(manifest.columns)}.")
+
+
+@app.command()
 def inspect(
     shards: Annotated[str, typer.Argument(help="A shard directory: a path or a URL.")],
     grouper: Annotated[

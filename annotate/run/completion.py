@@ -23,6 +23,7 @@ class Completion:
     inputs: Inputs
     engine: Engine
     before: Manifest | None  # of a directory that was complete
+    held_is_whole: bool = True  # the rejects of that directory
 
     def complete(
         self,
@@ -85,4 +86,5 @@ class Completion:
             if shard.rows < shard.source_rows:
                 rows.append(ShardRows(index, first, first + shard.source_rows, index in made))
             first += shard.source_rows
-        return dict(outcomes(self.engine, WriteRejects(self.workspace, tuple(rows)), [REJECTS_NAME]))[REJECTS_NAME]
+        writer = WriteRejects(self.workspace, tuple(rows), self.held_is_whole)
+        return dict(outcomes(self.engine, writer, [REJECTS_NAME]))[REJECTS_NAME]

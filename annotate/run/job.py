@@ -115,7 +115,9 @@ class Job:
         held = self.manifest.shards if self.manifest is not None else []
         shards = [done[i].shard if i in done else held[i] for i in range(self.num_shards)]
         reports = {name: self._report(name, shards) for name in infos}
-        completion = Completion(self.workspace, self.inputs, self.engine, self.manifest)
+        completion = Completion(
+            self.workspace, self.inputs, self.engine, self.manifest, REJECTS_NAME not in self.damaged_files
+        )
         rows_per_shard = self.plan.rows_per_shard if self.plan else None
         manifest = completion.complete(shards, set(done), infos, reports, rows_per_shard)
         return Outcome(manifest, False, self.shards_made, self.tokens_made)

@@ -32,6 +32,7 @@ class WriteRejects:
 
     workspace: Workspace
     shards: tuple[ShardRows, ...]  # those that lack rows, in order; the others have no rejects
+    held_is_whole: bool = True  # else every shard has a record of its rejects
 
     def __call__(self) -> "WriteRejects":
         return self
@@ -39,7 +40,8 @@ class WriteRejects:
     def run(self, item: str) -> dict[str, int]:
         """Write the file; return counts by reason code, sorted."""
         reasons: Counter[str] = Counter()
-        before = held_rejects(self.workspace.out / REJECTS_NAME) if self.workspace.beside else iter(())
+        is_read = self.workspace.beside and self.held_is_whole
+        before = held_rejects(self.workspace.out / REJECTS_NAME) if is_read else iter(())
         pending = next(before, None)
         with (self.workspace.target / item).writing() as path, open(path, "w", encoding="utf-8") as file:
             for shard in self.shards:

@@ -6,9 +6,10 @@ can be made, and what was mended and what was not, with the reason. In this orde
 1. the manifest, from its copy, or both from each other where each has a few wrong bytes;
 2. foreign files that readers would take for the directory's own, which are deleted;
 3. the tokenizer, from where the manifest says that it came from;
-4. what groupers fitted, from the shards' tokens.
+4. what groupers fitted, from the shards' tokens;
+5. shards, rejects and all that is left, from the source: a run with the manifest's own settings.
 
-A file is only ever replaced by one that has the SHA-256 of the manifest.
+A file is only ever replaced by one that has the SHA-256 of the manifest; what a run makes is compared at the end.
 """
 
 import itertools
@@ -19,15 +20,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from rich.console import Console
 
 from annotate.groupers import grouper_class
 from annotate.groupers.base import Grouper, GrouperOptions
+from annotate.records.sources import HUB_NAMES
+from annotate.run.pipeline import run
+from annotate.run.settings import Settings
 from annotate.run.tables import from_table
 from annotate.run.verification import Damage, Examination, examine
+from annotate.run.writers import Writer
 from annotate.tokens.target import TargetTokenizer
 from common.errors import UserError
 from common.files import sha256_file
-from common.manifest import COPY_NAME, MANIFEST_NAME, STATE_NAME, TOKENIZER_NAME, parse
+from common.manifest import COPY_NAME, MANIFEST_NAME, STATE_NAME, TOKENIZER_NAME, Manifest, parse, read_manifest
 from common.shards import BASE_FIELDS, read_table
 from common.storage import Location, Place, locate
 
@@ -49,15 +55,17 @@ def repair(directory: Place) -> Repairs:
         UserError: neither the manifest nor its copy can be read, nor made of the two.
     """
     place, done = locate(directory), Repairs()
-    _mend_manifests(place, done)
-    found = examine(place)
-    for item in found.of("stray"):
-        (place / item.file).delete()
-        done.mended.append(f"{place / item.file}: a foreign file among the directory's own, deleted.")
-    _mend_tokenizer(found, done)
-    _mend_state(found, done)
-    for item in examine(place).of("shard", "rejects"):
-        done.left.append(f"{item.problem} It is made from the source: run the same `annotate run` command again.")
+    if not any((place / name).is_file() for name in (MANIFEST_NAME, COPY_NAME)):
+        read_manifest(place)  # says what is there instead
+    with Writer(place):
+        _mend_manifests(place, done)
+        found = examine(place)
+        for item in found.of("stray"):
+            (place / item.file).delete()
+            done.mended.append(f"{place / item.file}: a foreign file among the directory's own, deleted.")
+        _mend_tokenizer(found, done)
+        _mend_state(found, done)
+    _mend_from_source(place, done)
     return done
 
 
@@ -133,16 +141,8 @@ def _mend_tokenizer(found: Examination, done: Repairs) -> None:
 
 def _mend_state(found: Examination, done: Repairs) -> None:
     damaged = found.of("state")
-    if not damaged:
-        return
-    broken = found.of("shard")
-    if broken:
-        done.left += [
-            f"{item.problem} It is fitted to the tokens of all shards, of which {len(broken)} are damaged: mend those "
-            "first, by the same `annotate run` command."
-            for item in damaged
-        ]
-        return
+    if not damaged or found.of("shard"):
+        return  # fits need every shard: a run makes both
     wanted = {Path(item.file).stem for item in damaged}
     groupers = [
         grouper_class(info.name).from_parameters(info.parameters, GrouperOptions())
@@ -169,6 +169,59 @@ def _fitted(found: Examination, groupers: list[Grouper]) -> list[Grouper]:
     for grouper, total in zip(groupers, totals, strict=True):
         grouper.fit(total)
     return groupers
+
+
+def _mend_from_source(place: Location, done: Repairs) -> None:
+    """Run the annotation again over what is still damaged, with the settings of the manifest."""
+    found = examine(place)
+    if not found.of("shard", "rejects", "state"):
+        return
+    before, error = found.manifest, None
+    try:
+        run(_settings(found), Console(quiet=True))
+    except UserError as raised:
+        error = raised
+    after = read_manifest(place).manifest
+    if (after.shards, after.files) == (before.shards, before.files):
+        before.save(place)  # a source that is found under another name is the same source
+    still = {item.file: item for item in examine(place).damage}
+    for item in found.of("shard", "rejects", "state"):
+        if item.file not in still and error is None and _entries(after).get(item.file) == _entries(before)[item.file]:
+            done.mended.append(f"{place / item.file}: made again from the source, {before.source.location}.")
+        elif error is not None:
+            done.left.append(f"{item.problem} From the source it cannot be made: {error}")
+        else:
+            done.left.append(f"{item.problem} The source gives another file now; library versions may differ.")
+
+
+def _entries(manifest: Manifest) -> dict[str, str]:
+    return {entry.file: entry.sha256 for entry in (*manifest.shards, *manifest.files)}
+
+
+def _settings(found: Examination) -> Settings:
+    """Return the settings of the run that made a directory, with its own copy of the tokenizer if that is whole."""
+    manifest = found.manifest
+    source, name = manifest.source, manifest.groupers[0].name
+    is_named = source.location == {"sample": "sample", **{key: hub for key, (hub, _) in HUB_NAMES.items()}}.get(
+        source.name
+    )
+    whole = not found.of("tokenizer")
+    options = {key: manifest.groupers[0].parameters.get(key) for key in grouper_class(name).options}
+    return Settings(
+        data=source.name if is_named else source.location,
+        groupers=(name,),
+        out=str(found.place),
+        tokenizer=str(found.place / TOKENIZER_NAME) if whole else manifest.tokenizer.name,
+        tokenizer_revision=None if whole else manifest.tokenizer.revision,
+        data_revision=source.revision,
+        template=manifest.template,
+        format_name=source.format,
+        max_length=manifest.max_length,
+        limit=source.limit,
+        rows_per_shard=manifest.rows_per_shard,
+        engine="local",
+        options=GrouperOptions(**options),
+    )
 
 
 def _take(found: Examination, damaged: list[Damage], folder: Path, source: str, done: Repairs) -> None:
