@@ -62,7 +62,10 @@ def run(settings: Settings, console: Console) -> Summary:
     check_settings(settings)
     named = locate(settings.out)
     out = named if named.local is None else locate(named.local.absolute())  # workers may be in another directory
-    with Writer(out), ThreadPoolExecutor(max_workers=1) as beside:
+    with (
+        Writer(out, lambda sentence: console.print(sentence, highlight=False)),
+        ThreadPoolExecutor(max_workers=1) as beside,
+    ):
         manifest, plan = _held(out)
         held = from_manifest(manifest).identity() if manifest else (plan or {}).get("settings", {})
         if settings.data is None and manifest is not None:

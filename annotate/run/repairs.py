@@ -195,7 +195,8 @@ def _mend_from_source(place: Location, done: Repairs) -> None:
 
 
 def _entries(manifest: Manifest) -> dict[str, str]:
-    return {entry.file: entry.sha256 for entry in (*manifest.shards, *manifest.files)}
+    shards = {entry.file: entry.sha256 for entry in manifest.shards}
+    return shards | {entry.file: entry.sha256 for entry in manifest.files}
 
 
 def _settings(found: Examination) -> Settings:

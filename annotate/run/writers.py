@@ -2,7 +2,7 @@
 
 What enters: a directory. What leaves: `.writer.json` in it, for as long as the run lasts. On a disk the file is locked,
 and the system lets go of it when its process ends, however it ends. On an object store the file is put only if none is
-there, and its writer says every few seconds that it is alive; a writer that has been silent for longer counts as dead.
+there, and its writer writes it again every few seconds; one that does not, while another watches, counts as dead.
 """
 
 import json
@@ -10,6 +10,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
 from types import TracebackType
@@ -19,7 +20,7 @@ from common.errors import UserError
 from common.storage import Location
 
 WRITER_NAME = ".writer.json"
-BEAT_S, SILENCE_S = 10.0, 60.0
+BEAT_S, SILENCE_S, WATCH_S = 5.0, 20.0, 1.0
 
 
 class Writer:
@@ -29,12 +30,14 @@ class Writer:
         UserError: somebody else holds it, or it cannot be written.
     """
 
-    def __init__(self, out: Location):
+    def __init__(self, out: Location, tell: Callable[[str], None] = lambda sentence: None):
         self.out = out
+        self.tell = tell
         self.place = out / WRITER_NAME
         self.is_new = not out.exists()
         self._file: BinaryIO | None = None
         self._stopped = threading.Event()
+        self._beating: threading.Thread | None = None
         self._token = f"{socket.gethostname()} {os.getpid()} {time.time_ns()}"
 
     def __enter__(self) -> Self:
@@ -88,33 +91,51 @@ class Writer:
     def _lease(self) -> None:
         since = datetime.now().astimezone().isoformat(timespec="seconds")
         seen: tuple[bytes, float] | None = None
-        while not self.place.create(self._content(since)):
+        while not self._is_first(since, took_over=seen is not None):
             try:
                 data = self.place.read_bytes()
             except FileNotFoundError:
                 continue
-            held = _parse(data)
             # Clocks of two machines differ: what counts is whether the file changes while one watches it.
-            if time.time() - held.get("alive", 0.0) < SILENCE_S:
-                self._refuse(held)
-            if seen is None or seen[0] != data:
+            if seen is None:
                 seen = (data, time.monotonic())
-            elif time.monotonic() - seen[1] > 2 * BEAT_S:
+                held = _parse(data)
+                self.tell(
+                    f"{self.out}: process {held.get('pid')} on {held.get('host')} has written into it since "
+                    f"{held.get('since')}; looking for {SILENCE_S:.0f} s whether it still does."
+                )
+            elif seen[0] != data:
+                self._refuse(_parse(data))
+            elif time.monotonic() - seen[1] > SILENCE_S:
                 self.place.delete()
                 continue
-            time.sleep(1.0)
+            time.sleep(WATCH_S)
 
         def beat() -> None:
             while not self._stopped.wait(BEAT_S):
                 with suppress(Exception):  # the next one may succeed
                     self.place.write_bytes(self._content(since))
 
-        threading.Thread(target=beat, name="writer", daemon=True).start()
+        self._beating = threading.Thread(target=beat, name="writer", daemon=True)
+        self._beating.start()
+
+    def _is_first(self, since: str, took_over: bool) -> bool:
+        """Put the file if none is there; after taking over, look whether another one took over at the same time."""
+        if not self.place.create(self._content(since)):
+            return False
+        if took_over:
+            time.sleep(2 * WATCH_S)
+            with suppress(FileNotFoundError):
+                return _parse(self.place.read_bytes()).get("token") == self._token
+            return False
+        return True
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stopped.set()
+        if self._beating is not None:
+            self._beating.join()  # a put on its way would bring the file back
         self.place.delete()
         if self._file is not None:
             self._file.close()
