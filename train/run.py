@@ -20,15 +20,20 @@ from common.shards import ShardDirectory
 from train.data.held_out import DOCUMENTS_NAME, evaluation_facts, load_held_out
 from train.data.loading import TrainingData, load_data, open_shards, plan_groups
 from train.data.yardsticks import plan_yardsticks
+from train.loop.attention import use_lengths
 from train.loop.devices import one_device
+from train.loop.fitting import fit, row_lengths
 from train.loop.held_out import held_out_losses
 from train.loop.memory import keep_freed_memory
-from train.loop.models import CHECKPOINTING_FROM, load_model, load_tokenizer
+from train.loop.models import CHECKPOINTING_FROM, load_config, load_model, load_tokenizer
 from train.loop.resume import checkpoints, find_checkpoint, find_fault, open_checkpoint
 from train.loop.trainer import GOTrainer
 from train.reports.console import ConsoleCallback, MetricsCallback
 from train.reports.files import CURVES_NAME, RUN_NAME, device_name, draw_curves, final_metrics, write_run
+from train.reports.memory import parts
 from train.reports.preflight import preflight_lines
+from train.reports.rounding import rounding_lines
+from train.reports.speed import speed_of, speed_text
 from train.settings.config import Configuration, command_line, world_size
 
 CACHE_NAME = ".data"  # the Arrow files of the run, gone when it has finished
@@ -62,6 +67,7 @@ def run(configuration: Configuration) -> Path:
             chosen = (args.max_length, settings.eval_fraction, settings.eval_seed, output / CACHE_NAME)
             held_out = load_held_out(shards, yardsticks, *chosen)
             data = data._replace(eval=held_out.numbered(data.eval))
+        lengths = row_lengths(data.train)  # of documents
         data = _packed(data, args)
     a_round = args.per_device_train_batch_size * args.world_size
     if args.dataloader_drop_last and len(data.train) < a_round:
@@ -69,11 +75,16 @@ def run(configuration: Configuration) -> Path:
             f"--dataloader_drop_last: {len(data.train):,} rows do not fill a batch of {a_round:,}, so nothing would be "
             "trained; remove the flag, or lower --per_device_train_batch_size."
         )
+    peft_config = get_peft_config(model_args)
+    config = load_config(settings.model, tokenizer, args, model_args)
+    can_split = settings.global_batch_size is not None
+    fitting = fit(args, given, model_args, config, data.train, peft_config, can_split)
     if args.device.type == "cpu":
         keep_freed_memory()
     model = load_model(settings.model, tokenizer, args, model_args)
     if not given & {"gradient_checkpointing", "activation_checkpointing"}:
-        needed = model.num_parameters() >= CHECKPOINTING_FROM
+        memory = fitting.memory
+        needed = memory.checkpointing if memory else model.num_parameters() >= CHECKPOINTING_FROM
         args.gradient_checkpointing = args.activation_checkpointing = needed
     recorded = _settings(configuration)
     try:
@@ -83,13 +94,17 @@ def run(configuration: Configuration) -> Path:
             train_dataset=data.train,
             eval_dataset=data.eval,
             processing_class=tokenizer,
-            peft_config=get_peft_config(model_args),
+            peft_config=peft_config,
             callbacks=[MetricsCallback()],
         )
     except UserError:
         raise
     except (ValueError, ImportError) as error:  # what TRL, peft and transformers say about settings
         raise UserError(str(error)) from error
+    notes = fitting.lines + rounding_lines(trainer.model, args.learning_rate)
+    if fitting.layout.lengths and not use_lengths(trainer.model, bool(args.fsdp), trainer.accelerator.autocast):
+        notes.append(("attention", f"{trainer.model.config.get_text_config()._attn_implementation}, with a mask a row"))
+    trainer.speed = speed_of(trainer, lengths)
     trainer.origin = _origin(configuration, plan, shards, data)
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
@@ -98,7 +113,8 @@ def run(configuration: Configuration) -> Path:
     if main:
         for note in (note for directory in shards for note in directory.notes):
             print(note, flush=True)
-        print("\n".join(preflight_lines(data.report, plan, args, trainer.accelerator.num_processes)), flush=True)
+        ranks = trainer.accelerator.num_processes
+        print("\n".join(preflight_lines(data.report, plan, args, ranks, notes)), flush=True)
         lines = [f"  device {device}"] if device else []
         print("\n".join([*lines, *_beginning(configuration, checkpoint)]), flush=True)
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
@@ -118,7 +134,11 @@ def run(configuration: Configuration) -> Path:
             "point": settings.point,
             "seed": args.seed,
             "steps": trainer.state.global_step,
+            "layout": fitting.layout._asdict(),
+            "memory_estimate": parts(fitting.memory) if fitting.memory else None,
             "redone": dataclasses.asdict(trainer.redone),
+            "train_runtime_s": final_metrics(history).get("train_runtime"),
+            **trainer.speed.whole(),
             "final_metrics": final_metrics(history),
         }
         title = f"{args.objective}, {plan.column or 'no groups'}" + (f", eta {plan.eta:g}" if plan.column else "")
@@ -128,7 +148,8 @@ def run(configuration: Configuration) -> Path:
         drawn = draw_curves(output / CURVES_NAME, history, title)
         write_run(output / RUN_NAME, content, shards, device_name())
         shutil.rmtree(output / CACHE_NAME, ignore_errors=True)
-        print("\n".join(_summary(output, final_metrics(history), drawn, configuration)), flush=True)
+        summary = _summary(output, final_metrics(history), drawn, configuration)
+        print("\n".join([*summary[:2], f"  speed       {speed_text(content)}", *summary[2:]]), flush=True)
     return output
 
 

@@ -6,9 +6,11 @@ What enters: a hub id, a directory, or `tiny`; the shards. What leaves: a loaded
 from typing import Any
 
 from transformers import (
+    AutoConfig,
     AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     set_seed,
@@ -25,7 +27,7 @@ from train.loop.devices import device_map
 from train.settings.config import GOConfig
 
 TINY = "tiny"
-CHECKPOINTING_FROM = 1_000_000_000  # parameters; smaller models fit without recomputing activations
+CHECKPOINTING_FROM = 1_000_000_000  # parameters, where memory was not estimated; smaller models fit without
 
 
 def load_tokenizer(name: str, shards: ShardDirectory, args: GOConfig, model: ModelConfig) -> PreTrainedTokenizerBase:
@@ -52,6 +54,20 @@ def load_tokenizer(name: str, shards: ShardDirectory, args: GOConfig, model: Mod
             f"{wanted.name}."
         )
     return tokenizer
+
+
+def load_config(name: str, tokenizer: PreTrainedTokenizerBase, args: GOConfig, model: ModelConfig) -> PretrainedConfig:
+    """Load the model's configuration, without its weights.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    if name == TINY:
+        return tiny_config(tokenizer, args.max_length or 4096)
+    try:
+        return AutoConfig.from_pretrained(name, revision=model.model_revision, trust_remote_code=args.trust_remote_code)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise UserError(_unreachable("model", name, error)) from error
 
 
 def load_model(name: str, tokenizer: PreTrainedTokenizerBase, args: GOConfig, model: ModelConfig) -> PreTrainedModel:
@@ -83,7 +99,12 @@ def load_model(name: str, tokenizer: PreTrainedTokenizerBase, args: GOConfig, mo
 
 def tiny_model(tokenizer: PreTrainedTokenizerBase, max_length: int) -> LlamaForCausalLM:
     """Return a 4-layer Llama with random weights over the tokenizer's vocabulary."""
-    config = LlamaConfig(
+    return LlamaForCausalLM(tiny_config(tokenizer, max_length))
+
+
+def tiny_config(tokenizer: PreTrainedTokenizerBase, max_length: int) -> LlamaConfig:
+    """Return its configuration."""
+    return LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=64,
         intermediate_size=192,
@@ -95,7 +116,6 @@ def tiny_model(tokenizer: PreTrainedTokenizerBase, max_length: int) -> LlamaForC
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
-    return LlamaForCausalLM(config)
 
 
 def _unreachable(what: str, name: str, error: Exception) -> str:

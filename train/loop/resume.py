@@ -39,7 +39,7 @@ FREE = {
         "skip_memory_metrics",
     ),
     *("do_train", "local_rank", "torch_empty_cache_steps", "enable_jit_checkpoint", "dataset_kwargs"),
-    *("gradient_checkpointing", "gradient_checkpointing_kwargs"),
+    *("gradient_checkpointing", "gradient_checkpointing_kwargs", "padding_free"),
     *("activation_checkpointing", "activation_checkpointing_kwargs", "activation_offloading"),
 }
 NOT_FREE = ("dataloader_drop_last", "logging_nan_inf_filter")
@@ -120,8 +120,9 @@ def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 class ResumableTrainer(SFTTrainer):
-    """TRL's trainer, with checkpoints that hold everything; its subclasses bring `redone`, `token_losses` and `curves`.
+    """TRL's trainer, with checkpoints that hold everything.
 
+    Its subclasses bring `redone`, `token_losses`, `curves` and `speed`.
     `origin` is what the run was started from, beside its arguments: JSON values by name, such as the shards' hashes.
     """
 
@@ -196,6 +197,7 @@ class ResumableTrainer(SFTTrainer):
             "origin": self.origin,
             "redone": vars(self.redone),
             "num_tokens": self._total_train_tokens,
+            "speed": self.speed.state(),
             "loss_total": before + self._total_loss_scalar + float(loss),
             "loss_since_log": float(loss),
             "last_logged_step": self._globalstep_last_logged,
@@ -217,6 +219,8 @@ class ResumableTrainer(SFTTrainer):
         if path.exists():  # not where there were fewer ranks, or nothing was guessed
             self.token_losses.restore(torch.load(path, map_location="cpu", weights_only=True))
         self._total_train_tokens = saved["num_tokens"]
+        if "speed" in saved:  # not in checkpoints of earlier versions
+            self.speed.restore(saved["speed"])
         self._tr_loss += saved["loss_since_log"]
         self._total_loss_scalar = -saved["loss_since_log"]  # it is in loss_total already
         self._globalstep_last_logged = saved["last_logged_step"]

@@ -31,3 +31,9 @@ def keep_sums_exact(accelerator: Any) -> None:
     dtype = getattr(policy, "param_dtype", None)
     if dtype in HALF and (policy.reduce_dtype, policy.output_dtype) == (dtype, dtype):
         plugin.mixed_precision_policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+
+
+def share_buckets(accelerator: Any) -> None:
+    """Let DDP's buckets be the gradients' own memory; each process would hold the gradients twice otherwise."""
+    if accelerator.ddp_handler is not None:
+        accelerator.ddp_handler.gradient_as_bucket_view = True

@@ -26,13 +26,14 @@ from train.loop.expected_loss import TokenLosses
 from train.loop.held_out import HeldOutLosses
 from train.loop.isolation import check_isolation
 from train.loop.resume import ResumableTrainer
-from train.loop.sharding import keep_sums_exact
+from train.loop.sharding import keep_sums_exact, share_buckets
 from train.loop.step import Redone, Step, begin_step, random_state, replayed, wrong_batches
 from train.objectives import OBJECTIVES
 from train.objectives.base import worst_group
 from train.objectives.go import lambda_at
 from train.objectives.tokens import Counts, Sums, Tokens, sum_losses
 from train.reports.curves import Curves
+from train.reports.speed import Speed, SpeedCallback
 from train.settings.config import GOConfig, world_size
 from train.settings.refusals import parallelism_problems
 
@@ -109,6 +110,8 @@ class GOTrainer(ResumableTrainer):
         self.token_losses = TokenLosses(self.model.get_input_embeddings().num_embeddings, self.args.device)
         self.curves = Curves(self.objective)
         self.held_out = HeldOutLosses()
+        self.speed = Speed()
+        self.add_callback(SpeedCallback(self))
         self._step: Step | None = None
 
     def _deepspeed_problems(self) -> list[str]:
@@ -120,6 +123,11 @@ class GOTrainer(ResumableTrainer):
             "--deepspeed: with accumulated micro-batches, DeepSpeed cannot run those again whose worst group was "
             "guessed wrong. Use FSDP2 (--fsdp true), --gradient_accumulation_steps 1, or --worst_over sample."
         ]
+
+    def _wrap_model(self, *arguments, **keywords):
+        model = super()._wrap_model(*arguments, **keywords)
+        share_buckets(self.accelerator)  # the base class has just set DDP's options
+        return model
 
     @property
     def _num_ranks(self) -> int:
@@ -291,10 +299,15 @@ class GOTrainer(ResumableTrainer):
         self.curves.flush_evaluation(lambda values: values, 0.0, self.has_groups)
         self._metrics["eval"].clear()
 
+    def tokens_so_far(self) -> tuple[int, int]:
+        """Return all ranks' tokens so far, without padding, and the supervised ones of the last step; no wait."""
+        return int(self._total_train_tokens), self._step.counts.supervised
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the curves to what the base class logs."""
         if self.model.training:
             logs.update(self.curves.flush_steps(self._sum_over_ranks, self.has_groups))
+            logs.update(self.speed.flush())
             if self.objective.needs_worst_group(1.0) and self.args.gradient_accumulation_steps > 1:
                 logs["redone_steps"] = self.redone.num_redone_steps
         else:

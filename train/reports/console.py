@@ -60,6 +60,10 @@ def _curves(logs: dict[str, float]) -> str:
         parts.append(f"λ {logs['lambda']:.3f}")
     if "important_share" in logs:
         parts.append(f"share {logs['important_share']:.3f}")
+    if "tokens_per_s" in logs:
+        parts.append(f"{logs['tokens_per_s']:,.0f} tokens/s")
+    if "mfu" in logs:
+        parts.append(f"MFU {logs['mfu']:.1%}")
     return "  ".join(parts)
 
 

@@ -3,12 +3,16 @@
 What enters: the data report and the settings. What leaves: plain lines.
 """
 
+from collections.abc import Sequence
+
 from train.data.loading import DataReport, GroupPlan
 from train.settings.config import GOConfig
 
 
-def preflight_lines(report: DataReport, plan: GroupPlan, args: GOConfig, num_ranks: int) -> list[str]:
-    """Return the preflight report, a line each."""
+def preflight_lines(
+    report: DataReport, plan: GroupPlan, args: GOConfig, num_ranks: int, notes: Sequence[tuple[str, str]] = ()
+) -> list[str]:
+    """Return the preflight report, a line each; `notes` are rows about the device and the model."""
     rows = [("documents", _documents(report)), ("supervised tokens", f"{report.supervised_tokens:,}")]
     if plan.column is None:
         rows.append(("groups", "none: the shards do not say which column, so only loss and loss_all are logged"))
@@ -16,6 +20,7 @@ def preflight_lines(report: DataReport, plan: GroupPlan, args: GOConfig, num_ran
         rows += _groups(report, plan, args)
     rows.append(("truncated", f"{report.truncated:,} documents by the annotation, {report.truncated_here:,} here"))
     rows += _objective(args, num_ranks)
+    rows += notes
     width = max(len(name) for name, _ in rows)
     return ["before the first step", *(f"  {name:<{width}}  {value}" for name, value in rows)]
 

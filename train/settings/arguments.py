@@ -15,6 +15,7 @@ from train.settings.recipes import read_preset
 
 RESUME = "--resume_from_checkpoint"
 OF_AN_OBJECTIVE = ("lambda_max", "lambda_min", "worst_over", "ties", "select_over", "dynamic_groups")
+OF_SHARDING = ("fsdp", "fsdp_config")  # what a preset asks for where there are several processes to share the model
 LARGEST_DEVICE_BATCH = 8  # TRL's own default; the largest that is chosen here
 STEP_FLAGS = ("global_batch_size", "per_device_train_batch_size", "gradient_accumulation_steps", "workers")
 
@@ -44,6 +45,8 @@ def gather(arguments: Sequence[str], num_processes: int) -> Said:
     flags = _flag_names(words)
     above = flags | set(file)
     under = read_preset(preset) if preset else {}
+    if num_processes == 1:
+        under = {name: value for name, value in under.items() if name not in OF_SHARDING}
     over_preset = tuple(name for name in under if name in above)
     if "model_name_or_path" in above:
         under.pop("model", None)
@@ -54,8 +57,9 @@ def gather(arguments: Sequence[str], num_processes: int) -> Said:
                 over_preset += (name,)
     settings = {**under, **file}
     of_step = {name: _value(words, name) for name in STEP_FLAGS if name in flags}
+    given = frozenset(flags | set(settings))
     settings |= split_step({**settings, **of_step}, num_processes)
-    return Said(words, settings, frozenset(flags | set(settings)), preset, over_preset)
+    return Said(words, settings, given, preset, over_preset)
 
 
 def split_step(said: dict[str, Any], num_processes: int) -> dict[str, int]:

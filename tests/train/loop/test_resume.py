@@ -19,7 +19,7 @@ from train.loop.resume import RESUME_NAME, changes, checkpoints, find_checkpoint
 
 ROOT = Path(__file__).resolve().parents[3]
 TRAIN = Path(sys.executable).with_name("train")
-RATES = ("runtime", "per_second")  # the only entries that may differ
+RATES = ("runtime", "per_s", "mfu", "peak_memory")  # the only entries that may differ
 
 # 12 steps in 3 epochs of 4; checkpoints at 3, 6, 9, 12.
 COMMON = ["--max_steps", "12", "--save_steps", "3", "--use_cpu", "--seed", "5", "--learning_rate", "1e-3"]
