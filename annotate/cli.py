@@ -32,11 +32,13 @@ OptionalInt = Optional[int]  # noqa: UP045
 @app.command()
 def run(
     data: Annotated[
-        OptionalStr,
+        Optional[list[str]],  # noqa: UP045
         typer.Option(
-            help="`sample` (shipped), `alpaca` or `lima` (a file in $SFT_GO_DATA_HOME, else the hub), a .json, .jsonl, "
-            ".csv or .parquet file, a directory of Parquet files (paths, or URLs such as s3://), or a hub id. Default: "
-            "what --out holds, or `sample` for a new one.",
+            help="`sample` (shipped), `alpaca` or `lima` (a file in $SFT_GO_DATA_HOME, else the hub); a .json, .jsonl, "
+            ".csv, .tsv or .parquet file, also as .gz or .zst; a directory or a 'pattern*' of files; paths, or URLs "
+            "such as s3://; - for standard input; a hub id, with configuration and split as owner/name:config[split]. "
+            "Several are read one after another; NAME@0.3 takes three tenths of the records, @2 all of them twice. "
+            "Default: what --out holds, or `sample` for a new one.",
             rich_help_panel=SOURCE,
         ),
     ] = None,
@@ -50,6 +52,17 @@ def run(
             "the columns.",
             rich_help_panel=SOURCE,
         ),
+    ] = None,
+    map: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            help="A column under another name, field=column, such as --map prompt=question --map completion=answer.",
+            rich_help_panel=SOURCE,
+        ),
+    ] = None,
+    text_column: Annotated[
+        OptionalStr,
+        typer.Option(help="The column of a plain corpus; all of it is supervised.", rich_help_panel=SOURCE),
     ] = None,
     limit: Annotated[OptionalInt, typer.Option(help="Only the first so many records.", rich_help_panel=SOURCE)] = None,
     tokenizer: Annotated[
@@ -75,6 +88,13 @@ def run(
         OptionalInt,
         typer.Option(help="Cut documents to so many tokens, on the right. Default: 4096.", rich_help_panel=SOURCE),
     ] = None,
+    overlong: Annotated[
+        str,
+        typer.Option(
+            help="Documents above --max-length: truncate, or split (into several, where turns or sentences end).",
+            rich_help_panel=SOURCE,
+        ),
+    ] = "truncate",
     grouper: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option(
@@ -157,6 +177,9 @@ def run(
     gpus_per_worker: Annotated[
         float, typer.Option(help="Share of a GPU for a worker with a model, such as 0.5.", rich_help_panel=ENGINE)
     ] = 1.0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be read and made, and make nothing.")
+    ] = False,
 ) -> None:
     """Score every token of an instruction dataset and write Parquet shards.
 
@@ -171,6 +194,8 @@ def run(
     - the same again with `--grouper frequency` adds a column; after a kill, it goes on where it stopped
     """
     from annotate.groupers.base import GrouperOptions
+    from annotate.records.columns import parse_mapping
+    from annotate.run.dry_run import describe_run
     from annotate.run.pipeline import run as run_pipeline
     from annotate.run.settings import Settings
     from annotate.run.summaries import print_summary
@@ -187,7 +212,9 @@ def run(
         device=device,
     )
     settings = Settings(
-        data=data,
+        data=tuple(data) if data else None,
+        columns=parse_mapping(map or [], text_column),
+        overlong=overlong,
         groupers=tuple(dict.fromkeys(grouper or ["tfidf"])),
         out=out,
         tokenizer=tokenizer,
@@ -204,6 +231,9 @@ def run(
         gpus_per_worker=gpus_per_worker,
         options=options,
     )
+    if dry_run:
+        print("\n".join(describe_run(settings)))
+        return
     print_summary(run_pipeline(settings, console))
 
 

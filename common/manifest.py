@@ -45,6 +45,8 @@ class SourceInfo:
     content_hash: str  # SHA-256 over the content that was read
     format: str  # record format, such as "alpaca" or "messages"
     limit: int | None  # first records only
+    columns: dict[str, str] = field(default_factory=dict)  # columns under other names: field -> column
+    overlong: str = "truncate"  # what was done with documents above the maximum length: "truncate" or "split"
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,12 @@ have no borders that can be seen from the middle, is one range. `read_range` str
 or from a mark that an earlier pass has left. Next: `annotate.run.scanning` makes that pass.
 """
 
+import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 from annotate.records.readers import READERS, Row, count_lines, first_line_from, is_array
@@ -28,7 +31,7 @@ class HubData:
     revision: str | None
 
     def load(self) -> Any:
-        """Return the dataset's train split, loaded once in each process."""
+        """Return the dataset's split (train, unless the arguments name one), loaded once in each process."""
         return _load_dataset(self.arguments, self.revision)
 
 
@@ -36,7 +39,7 @@ class HubData:
 def _load_dataset(arguments: tuple[tuple[str, str], ...], revision: str | None) -> Any:
     import datasets
 
-    return datasets.load_dataset(**dict(arguments), split="train", revision=revision)
+    return datasets.load_dataset(**{"split": "train", **dict(arguments)}, revision=revision)
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class SourceRange:
     start: int
     stop: int
     starts_file: bool = True
+    share: float = 1.0  # of its records, chosen by their content; the others are passed over
     # What a first pass adds:
     rows: int = 0
     lines_before: int = 0  # of the file, for messages
@@ -85,7 +89,7 @@ def file_ranges(place: Location, size: int, first_number: int) -> list[SourceRan
     ending = place.name.rpartition(".")[2].lower()
     if ending == "parquet":
         return _row_groups(place, first_number)
-    kind = "csv" if ending == "csv" else "array" if ending == "json" and is_array(place) else "lines"
+    kind = "csv" if ending in ("csv", "tsv") else "array" if ending == "json" and is_array(place) else "lines"
     if kind != "lines":
         return [SourceRange(first_number, kind, place, 0, size)]
     starts = range(0, max(1, size), RANGE_BYTES)
@@ -147,6 +151,23 @@ def lines_of(part: SourceRange) -> int:
 
 def read_range(part: SourceRange, mark: Mark) -> Iterator[Row]:
     """Yield the rows of a range from a mark on. A Parquet file and a hub dataset skip to it by themselves."""
+    if part.share == 1.0:
+        yield from _read_all(part, mark)
+        return
+    # A mark counts the rows that are taken; where a range is skipped through by rows, it is read from its beginning.
+    by_rows = part.kind in ("hub", "parquet")
+    rows = (row for row in _read_all(part, Mark() if by_rows else mark) if is_taken(row.value, part.share))
+    yield from islice(rows, mark.row if by_rows else 0, None)
+
+
+def is_taken(value: Any, share: float) -> bool:
+    """Tell whether a record belongs to a share of its source: by its content alone, so always the same ones."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+    digest = hashlib.sha256(b"share" + text.encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big") < share * 2**64
+
+
+def _read_all(part: SourceRange, mark: Mark) -> Iterator[Row]:
     if part.kind == "hub":
         for index in range(part.start + mark.row, part.stop):
             yield Row(part.hub.load()[index])

@@ -177,7 +177,8 @@ def _has_mark(file: Location) -> bool:
 
 
 def read_csv(file: Location, start: int = 0, stop: int | None = None, lines: int = 0) -> Iterator[Row]:
-    """Yield the rows of a CSV file with a header line; `start` is 0 or where a row begins."""
+    """Yield the rows of a CSV file with a header line (.tsv: between tabs); `start` is 0 or where a row begins."""
+    delimiter = "\t" if file.name.lower().endswith(".tsv") else ","
     csv.field_size_limit(sys.maxsize)
     byte = start
 
@@ -193,10 +194,10 @@ def read_csv(file: Location, start: int = 0, stop: int | None = None, lines: int
             byte = 3 if _has_mark(file) else 0
         else:
             with file.open() as head, io.TextIOWrapper(head, encoding="utf-8-sig", newline="") as text:
-                header = next(csv.reader(text, strict=True))
+                header = next(csv.reader(text, strict=True, delimiter=delimiter))
         source.seek(start)
         with io.TextIOWrapper(source, encoding="utf-8" if start else "utf-8-sig", newline="") as text:
-            rows = csv.DictReader(counted(text), header, strict=True)
+            rows = csv.DictReader(counted(text), header, strict=True, delimiter=delimiter)
             try:
                 _ = rows.fieldnames
             except UnicodeDecodeError as error:
@@ -220,5 +221,5 @@ def read_csv(file: Location, start: int = 0, stop: int | None = None, lines: int
                     yield Row(row, None, begin, before)
 
 
-ENDINGS = (".json", ".jsonl", ".ndjson", ".csv", ".parquet")
+ENDINGS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 READERS: dict[str, Reader] = {"lines": read_jsonl, "array": read_array, "csv": read_csv}

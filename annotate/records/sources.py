@@ -7,13 +7,19 @@ them. Next: `annotate.records.ranges` cuts it into what workers read.
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from glob import glob
 from pathlib import Path
 from typing import Any
 
 from annotate.records.ranges import HubData, SourceRange, begin_of, file_ranges, hub_ranges, read_range
 from annotate.records.readers import ENDINGS
+from annotate.records.selection import parse_hub, parse_selection
+from annotate.records.unpacking import STANDARD_INPUT, is_packed, unpack
 from common.errors import UserError
+from common.hints import did_you_mean
 from common.storage import Location, is_url, locate
 
 DATA_HOME = "SFT_GO_DATA_HOME"
@@ -44,16 +50,21 @@ class Source:
     files: tuple[tuple[Location, int], ...] = ()
     hub: HubData | None = None
     note: str | None = None  # what the run should tell the user about the choice
+    shares: tuple[float, ...] = ()  # of each file's records, or of each pass over the hub's dataset; empty: all of them
 
     def ranges_of(self, number: int) -> list[SourceRange]:
-        """Return the ranges of one file, numbered from 0."""
-        place, size = self.files[number]
-        return file_ranges(place, size, 0)
+        """Return the ranges of one file, or of one pass over the hub's dataset, numbered from 0."""
+        if self.hub is not None:
+            ranges = hub_ranges(self.hub)
+        else:
+            place, size = self.files[number]
+            ranges = file_ranges(place, size, 0)
+        return [replace(part, share=self.shares[number]) for part in ranges] if self.shares else ranges
 
     def first_values(self, count: int) -> list[Any]:
         """Return the first records' values, as many as there are up to `count`; for the format to be detected."""
         values: list[Any] = []
-        parts = hub_ranges(self.hub) if self.hub else (p for i in range(len(self.files)) for p in self.ranges_of(i))
+        parts = (part for i in range(len(self.files) or 1) for part in self.ranges_of(i))
         for part in parts:
             mark = begin_of(part)
             for row in read_range(part, mark) if mark else ():
@@ -86,8 +97,77 @@ def document_id(content: str, occurrence: int) -> str:
     return f"{content}-{occurrence}"
 
 
+def find_sources(data: Sequence[str], revision: str | None, unpack_into: Location) -> Source:
+    """Find what one or several `--data` name together, in order, with weights (`annotate.records.selection`).
+
+    Args:
+        unpack_into: where standard input and compressed files are written as plain ones.
+
+    Raises:
+        UserError: nothing of a name is there, or the hub's dataset is not the only one.
+    """
+    found: list[tuple[Source, list[float]]] = []
+    for text in data:
+        selection = parse_selection(text)
+        for name in _expand(selection.name):
+            packed: Location | str | None = None
+            if name == STANDARD_INPUT:
+                packed = name
+            elif is_packed(name) and not is_url(name) and not Path(name).is_file():
+                raise UserError(f"--data {name}: no such file.{_beside(name)}")
+            elif is_packed(name):
+                packed = locate(name if is_url(name) else Path(name))
+            if packed is None:
+                source = find_source(name, revision)
+            else:
+                place = unpack(packed, unpack_into, len(found))
+                location = name if name == STANDARD_INPUT or is_url(name) else str(Path(name).resolve())
+                source = _file_source(name, place, location)
+            found.append((source, selection.shares))
+    if len(found) == 1 and found[0][1] == [1.0]:
+        return replace(found[0][0], name=data[0])
+    hubs = [source.name for source, _ in found if source.hub is not None]
+    if hubs and len(found) > 1:
+        raise UserError(
+            f"--data: a dataset of the hub stands alone, found {hubs[0]} beside others. Annotate it into a directory "
+            "of its own, and give `train run` both directories."
+        )
+    files: list[tuple[Location, int]] = []
+    shares: list[float] = []
+    for source, passes in found:
+        for share in passes:
+            files += source.files
+            shares += [share] * (len(source.files) or 1)
+    notes = " ".join(source.note for source, _ in found if source.note)
+    return Source(
+        name=", ".join(data),
+        location=", ".join(source.location for source, _ in found),
+        revision=found[0][0].revision,
+        files=tuple(files),
+        hub=found[0][0].hub,
+        note=notes or None,
+        shares=tuple(shares),
+    )
+
+
+def _expand(name: str) -> list[str]:
+    """Return the files that a pattern matches, in order; any other name as it is."""
+    if is_url(name) or Path(name).exists() or not re.search(r"[*?]", name):
+        return [name]
+    names = sorted(path for path in glob(name, recursive=True) if Path(path).is_file())
+    if not names:
+        raise UserError(f"--data {name}: no file matches the pattern.")
+    return names
+
+
+def _beside(name: str) -> str:
+    """Suggest a file of the same directory."""
+    parent = Path(name).expanduser().parent
+    return did_you_mean(Path(name).name, [path.name for path in parent.iterdir()]) if parent.is_dir() else ""
+
+
 def find_source(data: str, revision: str | None = None) -> Source:
-    """Find the source that `--data` names.
+    """Find the source that one name of `--data` stands for.
 
     In this order: `sample`; `alpaca` and `lima` (a file in $SFT_GO_DATA_HOME first, else the hub); a URL, a file or a
     directory of Parquet files; a hub id.
@@ -109,12 +189,14 @@ def find_source(data: str, revision: str | None = None) -> Source:
         return _file_source(data, place, str(place) if is_url(data) else str(Path(data).resolve()))
     if place.is_dir():
         return _directory_source(data, place)
-    ending = Path(data).suffix
-    if data.count("/") == 1 and not ending and not data.startswith((".", "/", "~")):
-        return _hub_source(data, data, {"path": data}, revision)
+    on_hub = parse_hub(data)
+    if on_hub is not None and not Path(on_hub["path"]).suffix and not Path(data).parent.is_dir():
+        return _hub_source(data, on_hub["path"], on_hub, revision)
     raise UserError(
-        f"--data {data}: no such file or directory. Expected sample, alpaca, lima, a file in {', '.join(ENDINGS)}, "
-        "a directory of Parquet files (a path or a URL such as s3://bucket/data), or a hub id such as owner/name."
+        f"--data {data}: no such file or directory.{_beside(data)} Expected sample, alpaca, lima, a file in "
+        f"{', '.join(ENDINGS)}, "
+        "plain, .gz or .zst, a directory or a pattern of such files (a path or a URL such as s3://bucket/data), - for "
+        "standard input, or a hub id such as owner/name, owner/name:config or owner/name[validation]."
     )
 
 
@@ -143,20 +225,23 @@ def _in_data_home(name: str) -> Path | None:
 def _directory_source(data: str, place: Location) -> Source:
     base = place if place.local is None else locate(place.local.resolve())
     files = [(base / name, size) for name, size in base.files().items() if "/" not in name]
-    wanted = tuple((file, size) for file, size in files if file.name.endswith(".parquet"))
+    wanted = tuple((file, size) for file, size in files if file.name.lower().endswith(ENDINGS) and size)
+    parquet = tuple((file, size) for file, size in wanted if file.name.endswith(".parquet"))
+    wanted = parquet or wanted  # beside Parquet files, others describe them
     if not wanted:
-        raise UserError(f"{place}: expected a directory of Parquet files, found none that ends in .parquet.")
+        raise UserError(f"{place}: expected a directory of files in {', '.join(ENDINGS)}, found none.")
     return Source(data, str(base), files=wanted)
 
 
 def _hub_source(name: str, hub_id: str, arguments: dict[str, Any], revision: str | None) -> Source:
-    """Load the train split of a hub dataset through `datasets` (cached on disk, memory-mapped)."""
+    """Load a split of a hub dataset through `datasets` (cached on disk, memory-mapped)."""
     hub = HubData(tuple(arguments.items()), revision)
     try:
         dataset = hub.load()
     except Exception as error:  # whatever the hub or the network says, the user can do the same few things
         raise UserError(
-            f"--data {name}: the dataset {hub_id} (split train) could not be loaded from the Hugging Face hub: "
+            f"--data {name}: the dataset {hub_id} (split {arguments.get('split', 'train')}) could not be loaded from "
+            "the Hugging Face hub: "
             f"{type(error).__name__}: {(str(error) or '-').splitlines()[0]}. "
             "If an account is needed, accept the dataset's terms on its page and run `hf auth login`. "
             f"Without the hub, pass a local file (--data path/to/file.json); or, for alpaca and lima, put <name>.json, "

@@ -10,9 +10,18 @@ from annotate.run.engines.base import Engine, outcomes
 from annotate.run.inputs import Inputs
 from annotate.run.publishing import publish
 from annotate.run.rejects import ShardRows, WriteRejects
-from annotate.run.workspace import Workspace
+from annotate.run.workspace import Workspace, has_rejects
 from common.errors import UserError
-from common.manifest import REJECTS_NAME, Counts, GrouperInfo, Manifest, ShardInfo
+from common.manifest import (
+    REJECTS_NAME,
+    STATE_NAME,
+    TOKENIZER_NAME,
+    WORK_NAME,
+    Counts,
+    GrouperInfo,
+    Manifest,
+    ShardInfo,
+)
 
 
 @dataclass(frozen=True)
@@ -48,6 +57,8 @@ class Completion:
         documents = sum(shard.rows for shard in shards)
         if documents == 0:
             reasons = ", ".join(f"{count} {reason}" for reason, count in rejects.items())
+            if self.before is None:
+                self._make_room()
             raise UserError(
                 f"--data {self.inputs.info.name}: all {sum(rejects.values())} records were rejected ({reasons}); "
                 f"{self.workspace.target / REJECTS_NAME} says why, row by row. "
@@ -79,11 +90,20 @@ class Completion:
         )
         return publish(self.workspace, manifest, self.before)
 
+    def _make_room(self) -> None:
+        """Leave nothing but the rejects, so that the directory can be used with other settings."""
+        out = self.workspace.out
+        for name in out.names():
+            if name.startswith("part-"):
+                (out / name).delete()
+        for name in (STATE_NAME, TOKENIZER_NAME, WORK_NAME):
+            (out / name).delete_tree()
+
     def _write_rejects(self, shards: list[ShardInfo], made: set[int]) -> dict[str, int]:
         """Write `rejects.jsonl`; return counts by reason."""
         rows, first = [], 0
         for index, shard in enumerate(shards):
-            if shard.rows < shard.source_rows:
+            if has_rejects(shard):
                 rows.append(ShardRows(index, first, first + shard.source_rows, index in made))
             first += shard.source_rows
         writer = WriteRejects(self.workspace, tuple(rows), self.held_is_whole)

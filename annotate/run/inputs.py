@@ -8,14 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from annotate.records.columns import check_columns, rename
 from annotate.records.conversations import detect_format
-from annotate.records.sources import SAMPLE_TOKENIZER, Source, find_source
+from annotate.records.sources import SAMPLE_TOKENIZER, Source, find_sources
 from annotate.run.settings import MAX_LENGTH, Settings
 from annotate.tokens.target import TargetTokenizer, check_max_length, load_target
 from annotate.tokens.templates import default_template, make_template
 from common.errors import UserError, raise_together
 from common.manifest import Manifest, SourceInfo, TokenizerInfo
-from common.storage import is_url
+from common.storage import Location, is_url
 
 DEFAULT_TOKENIZER = "meta-llama/Llama-3.2-3B"  # the paper's
 RECORDS_TO_DETECT = 64
@@ -44,6 +45,8 @@ class Inputs:
         """Return the settings that determine the documents, as JSON values. Paths and names are not among them."""
         return {
             "source content": self.info.content_hash,
+            "--map": self.info.columns,
+            "--overlong": self.info.overlong,
             "--format": self.info.format,
             "--limit": self.info.limit,
             "--template": self.template,
@@ -57,23 +60,27 @@ class Inputs:
         return replace(self, info=replace(self.info, content_hash=content_hash))
 
 
-def from_source(settings: Settings, held: dict[str, Any]) -> Inputs:
+def from_source(settings: Settings, held: dict[str, Any], unpack_into: Location) -> Inputs:
     """Find and read what the settings name.
 
     Args:
         held: the identity that the directory was made with; empty for a new one. It gives what is not set.
+        unpack_into: where compressed files and standard input are written as plain files.
 
     Raises:
         UserError: something is not there, or does not fit together.
     """
-    data = settings.data if settings.data is not None else "sample"
-    source = find_source(data, settings.data_revision)
+    data = (settings.data,) if isinstance(settings.data, str) else settings.data or ("sample",)
+    source = find_sources(data, settings.data_revision, unpack_into)
     values = source.first_values(min(RECORDS_TO_DETECT, settings.limit or RECORDS_TO_DETECT))
     if not values:
         raise UserError(f"{source.location}: expected records, found none.")
+    if settings.columns:
+        check_columns(settings.columns, values, source.location)
+        values = [rename(value, settings.columns) for value in values]
     format_name = settings.format_name or detect_format(values, source.location)
     template = settings.template or default_template(format_name)
-    name = settings.tokenizer or (str(SAMPLE_TOKENIZER) if data == "sample" else DEFAULT_TOKENIZER)
+    name = settings.tokenizer or (str(SAMPLE_TOKENIZER) if data == ("sample",) else DEFAULT_TOKENIZER)
     name = str(Path(name).absolute()) if not is_url(name) and Path(name).is_dir() else name
     target = load_target(name, settings.tokenizer_revision)
     make_template(template, target.tokenizer)
@@ -81,7 +88,16 @@ def from_source(settings: Settings, held: dict[str, Any]) -> Inputs:
     check_max_length(max_length, target)
     return Inputs(
         source=source,
-        info=SourceInfo(data, source.location, source.revision, "", format_name, settings.limit),
+        info=SourceInfo(
+            source.name,
+            source.location,
+            source.revision,
+            "",
+            format_name,
+            settings.limit,
+            settings.columns,
+            settings.overlong,
+        ),
         template=template,
         tokenizer=TokenizerInfo(name, settings.tokenizer_revision, target.fingerprint),
         target=target,
@@ -108,6 +124,8 @@ def refuse_source_flags(settings: Settings, manifest: Manifest) -> None:
     held = {
         "--format": (settings.format_name, manifest.source.format),
         "--limit": (settings.limit, manifest.source.limit),
+        "--map": (settings.columns or None, manifest.source.columns),
+        "--overlong": (settings.overlong if settings.overlong != "truncate" else None, manifest.source.overlong),
         "--template": (settings.template, manifest.template),
         "--max-length": (settings.max_length, manifest.max_length),
         "--rows-per-shard": (settings.rows_per_shard, manifest.rows_per_shard),

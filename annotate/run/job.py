@@ -25,7 +25,7 @@ from annotate.run.planning import SourcePlan, plan_source
 from annotate.run.progress import RunProgress
 from annotate.run.scoring import Damaged, Score, ToScore
 from annotate.run.tokenizing import ShardRows, Tokenize
-from annotate.run.workspace import ShardRecord, Workspace
+from annotate.run.workspace import ShardRecord, Workspace, has_rejects
 from common.errors import UserError
 from common.manifest import REJECTS_NAME, STATE_NAME, TOKENIZER_NAME, GrouperInfo, Kind, Manifest, ShardInfo
 from common.shards import shard_name
@@ -82,7 +82,7 @@ class Job:
         for problem in self.damaged_files.values():
             self._note(f"{problem} It is made again.")
         if REJECTS_NAME in self.damaged_files:  # which records were rejected is only known from the source
-            lost = [index for index, shard in enumerate(shards) if shard.source_rows > shard.rows]
+            lost = [index for index, shard in enumerate(shards) if has_rejects(shard)]
             self.problems |= dict.fromkeys(lost, self.damaged_files[REJECTS_NAME])
         if set(self.groupers) != {grouper.name for grouper in self.manifest.groupers}:
             return False  # the stages check the shards, which they read anyway
@@ -252,6 +252,8 @@ class Job:
             max_length=self.inputs.max_length,
             with_spans=any(grouper_class(name).needs_spans for name in self.groupers),
             repeat_parts=plan.repeat_parts,
+            columns=self.inputs.info.columns,
+            overlong=self.inputs.info.overlong,
         )
         self.progress.start("tokenize")
         items = (ShardRows(index, plan.pieces(index)) for index in indices)

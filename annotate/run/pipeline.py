@@ -26,7 +26,7 @@ from annotate.run.settings import Settings, check_settings
 from annotate.run.workspace import Workspace
 from annotate.run.writers import WRITER_NAME, Writer
 from common.errors import UserError
-from common.manifest import MANIFEST_NAME, TOKENIZER_NAME, WORK_NAME, GrouperInfo, Manifest, read_manifest
+from common.manifest import MANIFEST_NAME, REJECTS_NAME, TOKENIZER_NAME, WORK_NAME, GrouperInfo, Manifest, read_manifest
 from common.storage import Location, locate
 
 
@@ -72,7 +72,9 @@ def run(settings: Settings, console: Console) -> Summary:
             refuse_source_flags(settings, manifest)
             loading = beside.submit(from_manifest, manifest)
         else:
-            loading = beside.submit(from_source, settings, held)  # while the engine starts
+            loading = beside.submit(
+                from_source, settings, held, out / WORK_NAME / "unpacked"
+            )  # while the engine starts
         with make_engine(settings.engine, settings.address, settings.workers, settings.gpus_per_worker) as engine:
             inputs = loading.result()
             if inputs.source is not None:
@@ -117,7 +119,8 @@ def _held(out: Location) -> tuple[Manifest | None, dict[str, Any] | None]:
         except FileNotFoundError:
             (out / WORK_NAME).delete_tree()
     if manifest is None and plan is None:
-        foreign = [name for name in names if name != WORK_NAME]
+        # Rejects alone are left by a run that had no document: another may follow.
+        foreign = [name for name in names if name not in (WORK_NAME, REJECTS_NAME)]
         if foreign:
             raise UserError(
                 f"--out {out}: expected a new, empty or unfinished shard directory, found {foreign[0]!r} and "

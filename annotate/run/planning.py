@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from annotate.records.ranges import HubData, Piece, SourceRange, hub_ranges
+from annotate.records.ranges import HubData, Piece, SourceRange
 from annotate.records.sources import Source
 from annotate.run.engines.base import Engine, outcomes
 from annotate.run.repeats import FindRepeats
@@ -38,13 +38,20 @@ def content_hash(source: Source, engine: Engine) -> str:
         pieces = [(source.hub, a, min(total, a + PIECE_ROWS)) for a in range(0, total, PIECE_ROWS)]
         hashes = dict(outcomes(engine, HashPieces(), pieces))
         ordered = [hashes[piece] for piece in pieces]
-        return ordered[0].hex() if len(ordered) == 1 else hashlib.sha256(b"".join(ordered)).hexdigest()
+        whole = ordered[0] if len(ordered) == 1 else hashlib.sha256(b"".join(ordered)).digest()
+        return hashlib.sha256(whole + _weights(source)).hexdigest() if _weights(source) else whole.hex()
     hashes = dict(outcomes(engine, HashPieces(), (piece for file in source.files for piece in _pieces(*file))))
     digest = hashlib.sha256()
     for file in source.files:
         ordered = [hashes[piece] for piece in _pieces(*file)]
         digest.update(ordered[0] if len(ordered) == 1 else hashlib.sha256(b"".join(ordered)).digest())
+    digest.update(_weights(source))
     return digest.hexdigest()
+
+
+def _weights(source: Source) -> bytes:
+    """Return what the shares of a source add to its hash: nothing where everything is taken."""
+    return repr(source.shares).encode() if set(source.shares) - {1.0} else b""
 
 
 def _pieces(place: Location, size: int) -> list[tuple[Location, int, int]]:
@@ -170,11 +177,12 @@ def default_rows(rows: int, size: int) -> int:
 
 def _ranges(source: Source, engine: Engine) -> Iterator[SourceRange]:
     """Yield the ranges of all files, numbered through."""
-    if source.hub is not None:
-        yield from hub_ranges(source.hub)
-        return
     number = 0
-    for parts in _in_order(outcomes(engine, ListRanges(source), range(len(source.files)))):
+    if source.hub is not None:
+        listed: Iterable[list[SourceRange]] = [source.ranges_of(i) for i in range(max(1, len(source.shares)))]
+    else:
+        listed = _in_order(outcomes(engine, ListRanges(source), range(len(source.files))))
+    for parts in listed:
         for part in parts:
             yield replace(part, number=number)
             number += 1

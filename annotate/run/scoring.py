@@ -12,7 +12,7 @@ from annotate.groupers.base import Grouper
 from annotate.records.readers import Reject
 from annotate.run.fitting import load_state
 from annotate.run.tables import flat, from_table, read_tokens, to_table
-from annotate.run.workspace import ShardRecord, Workspace
+from annotate.run.workspace import RECORDS, ShardRecord, Workspace
 from annotate.tokens.batch import TokenBatch
 from common.manifest import Kind, ShardInfo
 from common.shards import check_shard, read_table, write_shard
@@ -86,7 +86,8 @@ class Scorer:
         """Score a tokenized shard."""
         batch, facts = read_tokens(self.workspace.tokens(index))
         rejects = [Reject(**reject) for reject in facts["rejects"]]
-        return self._write(index, batch, {}, {}, rejects, True, facts["source_rows"], facts["truncated"])
+        counters = {RECORDS: facts["counters"]} if facts.get("counters") else {}
+        return self._write(index, batch, {}, counters, rejects, True, facts["source_rows"], facts["truncated"])
 
     def _score_shard(self, item: ToScore) -> ShardRecord | Damaged:
         """Add columns to a finished shard."""

@@ -13,6 +13,7 @@ from common.errors import UserError, raise_together
 from common.hints import did_you_mean
 
 MAX_LENGTH = 4096
+OVERLONG = ("truncate", "split")
 # The fields of GrouperOptions that are flags of the command line.
 FLAG_OPTIONS = (
     "seed",
@@ -30,7 +31,7 @@ FLAG_OPTIONS = (
 class Settings:
     """Everything that `annotate run` takes."""
 
-    data: str | None  # None: what the output directory holds, or the sample for a new one
+    data: str | tuple[str, ...] | None  # None: what the output directory holds, or the sample for a new one
     groupers: tuple[str, ...]
     out: Path | str
     tokenizer: str | None = None
@@ -40,6 +41,8 @@ class Settings:
     format_name: str | None = None
     max_length: int | None = None  # None: what the output directory has, else MAX_LENGTH
     limit: int | None = None
+    columns: dict[str, str] = field(default_factory=dict)  # field -> column, as `annotate.records.columns` reads them
+    overlong: str = "truncate"  # or "split"
     rows_per_shard: int | None = None  # None: what the output directory has, else what the source's size gives
     engine: str = "ray"
     address: str | None = None
@@ -62,6 +65,9 @@ def check_settings(settings: Settings) -> None:
     if settings.format_name is not None and settings.format_name not in FORMATS:
         near = did_you_mean(settings.format_name, FORMATS)
         problems.append(f"--format {settings.format_name}: expected one of {', '.join(FORMATS)}.{near}")
+    if settings.overlong not in OVERLONG:
+        near = did_you_mean(settings.overlong, OVERLONG)
+        problems.append(f"--overlong {settings.overlong}: expected one of {', '.join(OVERLONG)}.{near}")
     for flag, value in (("--limit", settings.limit), ("--rows-per-shard", settings.rows_per_shard)):
         if value is not None and value < 1:
             problems.append(f"{flag} {value}: expected at least 1.")

@@ -1,11 +1,15 @@
 """What a run tells the user at its end: counts, rejects by reason, speed, where the shards are, what to type next."""
 
+import json
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from annotate.run.pipeline import Summary
+from annotate.run.workspace import RECORDS
 from common.manifest import REJECTS_NAME
 
 
@@ -21,6 +25,14 @@ def print_summary(summary: Summary) -> None:
     table.add_row("tokenizer", f"{manifest.tokenizer.name}, template {manifest.template}")
     table.add_row("documents", f"{counts.documents:,} ({counts.truncated:,} cut at {manifest.max_length:,} tokens)")
     table.add_row("tokens", f"{counts.tokens:,}, of which {counts.supervised_tokens:,} supervised ({supervised:.1%})")
+    happened: Counter[str] = Counter()
+    for shard in manifest.shards:
+        happened.update({name: int(count) for name, count in shard.counters.get(RECORDS, {}).items()})
+    if happened["split_documents"]:
+        pieces = happened["further_pieces"]
+        table.add_row("split", f"{happened['split_documents']:,} long documents into {pieces:,} further pieces")
+    if happened["dropped_turns"]:
+        table.add_row("dropped", f"{happened['dropped_turns']:,} turns at the end of conversations, without a response")
     rejects = sum(counts.rejects.values())
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in counts.rejects.items())
     table.add_row("rejects", f"{rejects:,} ({reasons}), see {summary.out / REJECTS_NAME}" if rejects else "0")
@@ -38,6 +50,8 @@ def print_summary(summary: Summary) -> None:
             f"{summary.shards_made:,} shards made in {summary.seconds:.1f} s, {rate:,.0f} tokens/s ({summary.engine})",
         )
     console.print(table)
+    for line in warn_of_rejects(summary):
+        console.print(line, markup=False)
     column = next(iter(manifest.columns))
     objective = "rho1" if manifest.columns[column] == "reference_loss" else "go"
     tokenizer = Path(manifest.tokenizer.name)
@@ -47,6 +61,29 @@ def print_summary(summary: Summary) -> None:
     console.print(
         f"\nNext: train run --shards {summary.out}{named} --objective {objective} --eta 0.7 --model {model}",
     )
+
+
+def warn_of_rejects(summary: Summary) -> list[str]:
+    """Return what to say where more than one record in twenty became no document: the reasons, with an example each."""
+    manifest = summary.manifest
+    rejects = manifest.counts.rejects
+    total, records = sum(rejects.values()), sum(shard.source_rows for shard in manifest.shards)
+    if total * 20 <= records:
+        return []
+    examples: dict[str, dict[str, Any]] = {}
+    wanted = sorted(rejects, key=lambda reason: -rejects[reason])[:3]
+    with (summary.out / REJECTS_NAME).open() as file:
+        for line in file:
+            reject = json.loads(line)
+            examples.setdefault(reject["reason"], reject)
+            if examples.keys() >= set(wanted):
+                break
+    lines = [f"\nWarning: {total:,} of {records:,} records became no document ({total / records:.0%})."]
+    for reason in wanted:
+        example = examples.get(reason)
+        shown = f", such as row {example['source_row']}: {example['message']}" if example else ""
+        lines.append(f"  {rejects[reason]:,} {reason}{shown}")
+    return [*lines, f"  All of them, with their rows: {summary.out / REJECTS_NAME}"]
 
 
 def _short(value: object) -> str:

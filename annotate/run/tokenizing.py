@@ -4,10 +4,12 @@ What enters: where a shard's records lie. What leaves: their tokens in a file, a
 `annotate.run.fitting` counts terms, `annotate.run.scoring` scores.
 """
 
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 
+from annotate.records.columns import rename
 from annotate.records.conversations import DocumentError, to_conversation
 from annotate.records.ranges import Piece, read_range
 from annotate.records.readers import Reject, Row
@@ -16,6 +18,7 @@ from annotate.run.repeats import SourceNotes
 from annotate.run.tables import join, read_facts, write_tokens
 from annotate.run.workspace import Workspace
 from annotate.tokens.batch import TokenBatch
+from annotate.tokens.splitting import split_document
 from annotate.tokens.target import load_target
 from annotate.tokens.templates import Segment, make_template
 
@@ -54,6 +57,8 @@ class Tokenize:
     max_length: int
     with_spans: bool
     repeat_parts: int
+    columns: dict[str, str] = field(default_factory=dict)  # under other names
+    overlong: str = "truncate"
     first_row: int = 0  # of these records in the directory: after those that it holds already
 
     def __call__(self) -> "Tokenizer":
@@ -74,7 +79,7 @@ class Tokenizer:
         place = self.job.workspace.tokens(shard.index)
         facts = read_facts(place)
         if facts is None or facts["with_spans"] < self.job.with_spans:
-            batch, truncated, rejects = self._tokenize(shard)
+            batch, truncated, rejects, counters = self._tokenize(shard)
             facts = {
                 "with_spans": self.job.with_spans,
                 "documents": len(batch),
@@ -82,16 +87,18 @@ class Tokenizer:
                 "truncated": truncated,
                 "source_rows": sum(piece.stop - piece.start for piece in shard.pieces),
                 "rejects": [vars(reject) for reject in rejects],
+                "counters": {name: count for name, count in counters.items() if count},
             }
             write_tokens(place, batch, facts)
         return Tokenized(
             facts["documents"], facts["tokens"], facts["truncated"], facts["source_rows"], len(facts["rejects"])
         )
 
-    def _tokenize(self, shard: ShardRows) -> tuple[TokenBatch, int, list[Reject]]:
+    def _tokenize(self, shard: ShardRows) -> tuple[TokenBatch, int, list[Reject], Counter[str]]:
         batches: list[TokenBatch] = []
         truncated = 0
         rejects: list[Reject] = []
+        counters: Counter[str] = Counter()
         documents: list[list[Segment]] = []
         kept: list[tuple[str, int]] = []
         characters = 0
@@ -112,18 +119,32 @@ class Tokenizer:
             try:
                 if record.unreadable is not None:
                     raise DocumentError("unreadable", record.unreadable)
-                document = self.template(to_conversation(record.value, self.job.format_name))
+                conversation = to_conversation(rename(record.value, self.job.columns), self.job.format_name)
+                document = self.template(conversation)
             except DocumentError as error:
                 rejects.append(Reject(source_row, error.reason, str(error)))
                 continue
-            documents.append(document)
-            kept.append((name, source_row))
+            counters["dropped_turns"] += conversation.dropped_turns
+            parts = self._parts(document)
+            counters["split_documents"] += len(parts) > 1
+            counters["further_pieces"] += len(parts) - 1
+            documents += parts
+            kept += [(name if len(parts) == 1 else f"{name}.{part}", source_row) for part in range(len(parts))]
             characters += sum(len(segment.text) for segment in document)
             if characters > BATCH_CHARACTERS:
                 finish()
         if documents or not batches:
             finish()
-        return join(batches), truncated, rejects
+        return join(batches), truncated, rejects, counters
+
+    def _parts(self, document: list[Segment]) -> list[list[Segment]]:
+        """Return the document, or with `--overlong split` its pieces that hold something supervised."""
+        # A token has one byte at least: what is short enough in bytes is so in tokens.
+        size = sum(len(segment.text.encode()) for segment in document) + len(self.target.prefix)
+        if self.job.overlong != "split" or size <= self.job.max_length:
+            return [document]
+        parts = split_document(document, self.target, self.job.max_length)
+        return [part for part in parts if any(segment.supervised for segment in part)] or parts[:1]
 
     def _records(self, pieces: list[Piece]) -> Iterator[tuple[int, str, Row]]:
         """Yield each record with its row in the directory and its document's id."""

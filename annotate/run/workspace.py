@@ -20,6 +20,13 @@ from common.manifest import STATE_NAME, WORK_NAME, Kind, ShardInfo
 from common.shards import shard_name
 from common.storage import Location
 
+RECORDS = "records"  # among a shard's counters: what became of its records, `annotate.run.tokenizing`
+
+
+def has_rejects(shard: ShardInfo) -> bool:
+    """Tell whether a record of a shard, or a piece of one, became no document."""
+    return shard.rows - shard.counters.get(RECORDS, {}).get("further_pieces", 0) < shard.source_rows
+
 
 @dataclass(frozen=True)
 class ShardRecord:

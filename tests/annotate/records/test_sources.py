@@ -76,7 +76,7 @@ def test_a_directory_of_parquet_files_is_read_in_name_order(tmp_path):
         ("./some/where", "no such file"),
         ("{tmp}/empty.jsonl", "empty file"),
         ("{tmp}/notes.txt", "expected a file in .json"),
-        ("{tmp}/folder", "directory of Parquet files"),
+        ("{tmp}/folder", "directory of files in .json"),
     ],
 )
 def test_what_is_not_there(tmp_path, data, message):

@@ -214,7 +214,7 @@ def test_when_every_record_is_rejected(tmp_path, sample_tokenizer):
     with pytest.raises(UserError, match=r"all 3 records were rejected \(3 empty_response\)"):
         annotate(tmp_path / "out", data=data, tokenizer=str(sample_tokenizer))
     assert len((tmp_path / "out" / "rejects.jsonl").read_text().splitlines()) == 3
-    with pytest.raises(UserError, match="did not finish"):
+    with pytest.raises(UserError, match="found no manifest"):
         ShardDirectory(tmp_path / "out")
 
 
