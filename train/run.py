@@ -58,6 +58,7 @@ def run(configuration: Configuration) -> Path:
     device = one_device(args)
     output, checkpoint = _output_dir(configuration, plan.column, shards[0].path.name)
     args.output_dir = str(output)
+    is_there = output.exists()
     _check_length(args, shards)
     args.max_length = args.max_length or max(s.manifest.max_length for s in shards)
     with args.main_process_first(desc="data"):
@@ -79,6 +80,11 @@ def run(configuration: Configuration) -> Path:
     config = load_config(settings.model, tokenizer, args, model_args)
     can_split = settings.global_batch_size is not None
     fitting = fit(args, given, model_args, config, data.train, peft_config, can_split)
+    if settings.dry_run:
+        lines = preflight_lines(data.report, plan, args, args.world_size, [*fitting.lines, _steps(args, data)])
+        shutil.rmtree(output / CACHE_NAME if is_there else output, ignore_errors=True)
+        print("\n".join([*lines, "nothing was trained (--dry_run)", "next: the same command without --dry_run"]))
+        return output
     if args.device.type == "cpu":
         keep_freed_memory()
     model = load_model(settings.model, tokenizer, args, model_args)
@@ -151,6 +157,14 @@ def run(configuration: Configuration) -> Path:
         summary = _summary(output, final_metrics(history), drawn, configuration)
         print("\n".join([*summary[:2], f"  speed       {speed_text(content)}", *summary[2:]]), flush=True)
     return output
+
+
+def _steps(args: Any, data: TrainingData) -> tuple[str, str]:
+    """Return how many optimizer steps there would be, as a line of the preflight report."""
+    a_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    an_epoch = max(1, math.ceil(len(data.train) / a_step))
+    steps = args.max_steps if args.max_steps > 0 else math.ceil(an_epoch * args.num_train_epochs)
+    return "steps", f"{steps:,}, {an_epoch:,} an epoch"
 
 
 def _output_dir(configuration: Configuration, column: str | None, shards_name: str) -> tuple[Path, Path | None]:

@@ -217,6 +217,8 @@ def _settings(found: Examination) -> Settings:
         data_revision=source.revision,
         template=manifest.template,
         format_name=source.format,
+        columns=source.columns,
+        overlong=source.overlong,
         max_length=manifest.max_length,
         limit=source.limit,
         rows_per_shard=manifest.rows_per_shard,

@@ -249,3 +249,14 @@ def test_repeated_flags_are_joined():
 def test_the_command_is_installed():
     assert shutil.which("train", path=str(TRAIN.parent))
     assert torch.get_num_threads() > 0
+
+
+def test_a_dry_run_says_the_steps_and_leaves_nothing(tmp_path, shards, capsys):
+    words = ["run", "--shards", str(shards), "--dry-run", "--output_dir", str(tmp_path / "out"), "--max-steps", "7"]
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 0
+    said = capsys.readouterr().out
+    assert "7, 3 an epoch" in said
+    assert "nothing was trained" in said
+    assert not (tmp_path / "out").exists()

@@ -96,6 +96,13 @@ class RunSettings:
             "as its repetitions. `train sweep` sets it."
         },
     )
+    dry_run: bool = field(
+        default=False,
+        metadata={
+            "help": "Read shards and settings, say what would be trained, in how many steps and how much memory, and "
+            "train nothing."
+        },
+    )
     workers: int | None = field(
         default=None,
         metadata={
