@@ -121,7 +121,9 @@ def pair_up(first: Point, second: Point, column: Column, alone: bool) -> tuple[P
     if not seeds:
         return None, "no seed in common"
     left = len({*mine, *theirs}) - len(seeds)
-    return _pairs(mine, theirs, seeds), f"{left} runs without a partner left out" if left else ""
+    return _pairs(
+        mine, theirs, seeds
+    ), f"{left} run{'s' if left > 1 else ''} without a partner left out" if left else ""
 
 
 def lambda_families(points: Sequence[Point]) -> list[list[Point]]:

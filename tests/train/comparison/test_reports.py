@@ -143,7 +143,7 @@ def test_two_runs_of_other_seeds_are_compared_and_it_is_said(tmp_path):
     made = compare([tmp_path / "one", tmp_path / "two"])
     (difference,) = made.family("baseline")
     assert "seeds 2 and 1" in difference.note
-    assert "seeds 2 and 1" in write_markdown(made, ["train"], MADE)
+    assert "Seeds 2 and 1" in write_markdown(made, ["train"], MADE)
 
 
 def test_identical_runs_differ_by_nothing(tmp_path):
@@ -261,7 +261,7 @@ def test_failed_runs_are_in_the_report(tmp_path):
     page = write_html(made, ["train"], MADE)
     assert "CUDA &lt;out&gt; of memory" in page
     assert findings(made)[-1] == "1 run of the sweep is not in it (1 failed)."
-    assert made.family("baseline")[0].note == "1 runs without a partner left out"
+    assert made.family("baseline")[0].note == "1 run without a partner left out"
 
 
 def test_names_from_outside_cannot_write_html(tmp_path):
@@ -326,3 +326,16 @@ def test_switches_are_counted_where_a_run_does_not_say_them(tmp_path):
     (curves,) = compare([tmp_path]).curves.values()
     assert curves.switches == [{"count": said["count"], "share_of_steps": said["count"] / 19}]
     assert said["count"] > 0
+
+
+def test_with_one_seed_nothing_is_said_of_seeds(tmp_path):
+    tokens = np.arange(5, 65)
+    for name, objective, loss in (("one", "sft", 2.0), ("two", "go", 1.5)):
+        write_documents(write_run(tmp_path / name, 1, objective), loss * tokens + np.arange(60) % 3, tokens)
+    made = compare([tmp_path])
+    page = write_html(made, ["train"], MADE)
+    assert not any(d.holds for d in made.differences)
+    assert "intervals over items" in page
+    assert "over seeds and items" not in page.split("<h2>How the numbers were made")[0]
+    assert "What could have been seen" not in page
+    assert "is better than" not in " ".join(findings(made))

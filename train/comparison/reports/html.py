@@ -56,7 +56,7 @@ def write_html(comparison: Comparison, command: Sequence[str], made: Mapping[str
         *_lambda(comparison, classes, numbers),
         *_curves(comparison, classes, numbers),
         *_optional("Held-out loss by group", tables.yardstick_table(comparison), classes, numbers),
-        _table_section("What could have been seen", tables.detectable_table(comparison), classes, numbers),
+        *_optional("What could have been seen", tables.detectable_table(comparison), classes, numbers),
         _table_section("What it took", tables.cost_table(comparison), classes, numbers),
         *_unfinished(comparison),
         _method(comparison),
@@ -108,12 +108,15 @@ def _differences(comparison: Comparison, classes: Mapping[str, str], numbers: _N
     for column in columns:
         made = [d for d in comparison.family("baseline") if d.column is column]
         if picture := forest(made, classes, comparison.baseline.name):
+            over = {"both": " over seeds and items", "items": " over items", "seeds": " over seeds"}
+            words = f"Differences from {comparison.baseline.name} in {column.title}, with 95 % intervals"
+            words += over.get(made[0].estimate.covers, "") + ". "
+            if any(d.holds for d in made):
+                words += "Bold where it holds after correction. "
+            if any("control" in classes[d.point] for d in made):
+                words += "Hollow: permuted controls."
             drawn.append(
-                f"<figure>{picture}<figcaption>{numbers.figure()}Differences from "
-                f"{escape(comparison.baseline.name)} in "
-                f"{escape(column.title)}, with 95 % intervals over seeds and items. Bold where it holds after "
-                f"correction; "
-                "hollow marks are permuted controls.</figcaption></figure>"
+                f"<figure>{picture}<figcaption>{numbers.figure()}{escape(words.strip())}</figcaption></figure>"
             )
     return [f"<section><h2>Differences from the baseline</h2>{''.join(drawn)}</section>"] if drawn else []
 

@@ -54,8 +54,8 @@ def main_table(comparison: Comparison) -> Table:
     size = max((d.family_size for d in comparison.family("baseline")), default=0)
     caption = (
         f"Mean ± standard deviation over seeds; below it the difference from {base}, paired by seed and item, with its "
-        f"95 % interval, and p corrected by Holm's method over the {size} comparisons of this table. Bold: the "
-        f"corrected p is below "
+        f"95 % interval, and p corrected by Holm's method over the table's comparisons ({size}). Bold: the "
+        "corrected p is below "
         "0.05 and the interval leaves 0 out."
     )
     return _values("main", caption, comparison, comparison.main_columns, "baseline")
@@ -69,7 +69,7 @@ def yardstick_table(comparison: Comparison) -> Table | None:
     caption = (
         "Held-out loss in nats a token by the groups of each score column, whichever the run was trained on: "
         f"important tokens, unimportant ones, and the worse of the two. Differences as in the main table, "
-        f"corrected over {size} comparisons."
+        f"corrected over the table's comparisons ({size})."
     )
     return _values("yardstick", caption, comparison, comparison.yardsticks, "yardstick")
 
@@ -108,7 +108,7 @@ def control_table(comparison: Comparison) -> Table | None:
         return None
     caption = (
         f"{comparison.headline.title} of each point against its own permuted control: as many important tokens in "
-        f"every document, "
+        "every document, "
         "chosen by chance. Corrected by Holm's method over the comparisons with controls in all columns "
         f"({max(d.family_size for d in made)})."
     )
@@ -124,7 +124,7 @@ def lambda_table(comparison: Comparison) -> Table | None:
     made = comparison.family("lambda")
     caption = (
         f"{comparison.headline.title} of points that differ in nothing but lambda, against the first of each family. "
-        f"Corrected over {max((d.family_size for d in made), default=0)} comparisons."
+        f"Corrected over the table's comparisons ({max((d.family_size for d in made), default=0)})."
     )
 
     def name(d: Difference) -> tuple[Cell, ...]:
@@ -161,8 +161,8 @@ def _comparisons(key: str, caption: str, made: Sequence[Difference], heads: Sequ
     return Table(key, caption, (*titles, ("seeds", "")), tuple(rows), _notes(made), tuple(d.point for d in made))
 
 
-def detectable_table(comparison: Comparison) -> Table:
-    """Return what the design could have detected, column by column."""
+def detectable_table(comparison: Comparison) -> Table | None:
+    """Return what the design could have detected, column by column; None where nothing can be said (one seed)."""
     rows = []
     for column in comparison.main_columns:
         made = [d for d in comparison.family("baseline") if d.column is column and d.detectable is not None]
@@ -208,7 +208,7 @@ def detectable_table(comparison: Comparison) -> Table:
         ("items", ""),
         ("least p", "by seeds alone"),
     )
-    return Table("detectable", caption, heads, tuple(rows))
+    return Table("detectable", caption, heads, tuple(rows)) if rows else None
 
 
 def cost_table(comparison: Comparison) -> Table:
@@ -304,11 +304,11 @@ def _notes(made: Sequence[Difference]) -> tuple[str, ...]:
     for d in made:
         if d.note:
             notes.setdefault(d.note, []).append(d.point)
-        covers = {"items": "one seed: the interval is for other items, not for another seed; never bold"}
-        covers["seeds"] = "items not known: the interval is for other seeds only; never bold"
+        covers = {"items": "One seed: the interval is for other items, not for another seed; never bold"}
+        covers["seeds"] = "Items not known: the interval is for other seeds only; never bold"
         if d.estimate.covers in covers:
             notes.setdefault(covers[d.estimate.covers], []).append(f"{d.point} ({d.column.title})")
-    return tuple(f"{note}: {_some(list(dict.fromkeys(names)))}." for note, names in notes.items())
+    return tuple(f"{note[0].upper()}{note[1:]}: {_some(list(dict.fromkeys(names)))}." for note, names in notes.items())
 
 
 def _some(names: list[str], most: int = 4) -> str:
