@@ -172,6 +172,15 @@ def test_identical_runs_give_no_difference_and_p_one():
     assert (bare.difference, bare.p) == (0.0, 1.0)
 
 
+def test_blocks_change_nothing(monkeypatch):
+    rng = np.random.default_rng(16)
+    pairs = [pairs_of(rng.normal(0.1, 1, (3, 30)), name=f"set {i % 2}") for i in range(5)]
+    whole = estimate(pairs, draws=500)
+    monkeypatch.setattr("train.comparison.statistics.differences.BLOCK_NUMBERS", 1000)
+    for one, other in zip(estimate(pairs, draws=500), whole, strict=True):
+        assert (one.low, one.high, one.p) == pytest.approx((other.low, other.high, other.p))
+
+
 def test_nan_is_not_compared():
     differences = np.random.default_rng(9).random((5, 40))
     differences[2, 7] = np.nan

@@ -48,6 +48,7 @@ from train.comparison.statistics.seeds import LEVEL
 
 DRAWS = 10_000
 POWER = 0.8
+BLOCK_NUMBERS = 1 << 25  # drawn sums held at a time, of 8 bytes, twice
 EXACT_SEEDS = 16  # up to here all sign patterns are tried
 
 
@@ -113,7 +114,18 @@ class Estimate:
 
 
 def estimate(pairs: Sequence[Pairs], draws: int = DRAWS, seed: int = 0, level: float = LEVEL) -> list[Estimate]:
-    """Return the estimate of every comparison; all that share an item set are drawn together."""
+    """Return the estimate of every comparison; a block's that share an item set are drawn together.
+
+    Each item set has its own random numbers, so the blocks, which bound the memory, change nothing.
+    """
+    block = max(1, BLOCK_NUMBERS // draws)
+    found = []
+    for start in range(0, len(pairs), block):
+        found += _estimate_block(pairs[start : start + block], draws, seed, level)
+    return found
+
+
+def _estimate_block(pairs: Sequence[Pairs], draws: int, seed: int, level: float) -> list[Estimate]:
     components = [_Components.of(pair) for pair in pairs]
     drawn: list[np.ndarray | None] = [None] * len(pairs)
     flipped: list[np.ndarray | None] = [None] * len(pairs)
