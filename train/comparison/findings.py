@@ -55,9 +55,8 @@ def _what_holds(comparison: Comparison, known: Sequence[Difference]) -> list[str
         said.append(text)
     elif worse:
         said.append(
-            f"No point is shown to be better than {base} in {_name(column)}, and {len(worse)} of {len(known)} "
-            f"worse: {worse[0].point} by "
-            f"{_amount(worse[0])} ({_evidence(worse[0])})."
+            f"No point is shown to be better than {base} in {_name(column)}; {len(worse)} of {len(known)} "
+            f"{_is(len(worse))} shown to be worse, {worse[0].point} by {_amount(worse[0])} ({_evidence(worse[0])})."
         )
     return said
 

@@ -339,3 +339,12 @@ def test_with_one_seed_nothing_is_said_of_seeds(tmp_path):
     assert "over seeds and items" not in page.split("<h2>How the numbers were made")[0]
     assert "What could have been seen" not in page
     assert "is better than" not in " ".join(findings(made))
+
+
+def test_what_is_worse_is_called_worse(tmp_path):
+    made = compare([write_sweep(tmp_path / "worse", SMALL, effects={"go-eta0.9": -0.1}, seed_sd=0.005)])
+    said = findings(made)
+    assert (
+        "No point is shown to be better than sft in held-out loss; 1 of 2 is shown to be worse, go-eta0.9 by" in said[0]
+    )
+    assert said[1].startswith("0 of 2 points with groups are better")
