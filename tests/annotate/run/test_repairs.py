@@ -16,6 +16,7 @@ from annotate.run.verification import examine, verify_shards
 from common.errors import UserError
 from common.manifest import COPY_NAME, MANIFEST_NAME
 from common.storage import locate
+from tests.annotate.run import flips
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +99,14 @@ def test_each_file_alone(copy):
         assert name in repairs.mended[0]
         assert repairs.left == []
         assert content(copy) == whole
+
+
+def test_random_bytes(tmp_path):
+    """A few trials of the script that does hundreds (`tests/annotate/run/flips.py`)."""
+    directory = flips.make(tmp_path)
+    whole = flips.content(directory)
+    for number in range(12):
+        flips.attempt(directory, whole, number, seed=1)
 
 
 @pytest.mark.parametrize("damage", ["lost", "empty", "longer"])
