@@ -24,7 +24,8 @@ from rich.console import Console
 
 from annotate.groupers import grouper_class
 from annotate.groupers.base import Grouper, GrouperOptions
-from annotate.records.sources import HUB_NAMES
+from annotate.records.selection import parse_selection
+from annotate.records.sources import STANDARD_INPUT
 from annotate.run.pipeline import run
 from annotate.run.settings import Settings
 from annotate.run.tables import from_table
@@ -33,7 +34,16 @@ from annotate.run.writers import Writer
 from annotate.tokens.target import TargetTokenizer
 from common.errors import UserError
 from common.files import sha256_file
-from common.manifest import COPY_NAME, MANIFEST_NAME, STATE_NAME, TOKENIZER_NAME, Manifest, parse, read_manifest
+from common.manifest import (
+    COPY_NAME,
+    MANIFEST_NAME,
+    STATE_NAME,
+    TOKENIZER_NAME,
+    Manifest,
+    SourceInfo,
+    parse,
+    read_manifest,
+)
 from common.shards import BASE_FIELDS, read_table
 from common.storage import Location, Place, locate
 
@@ -203,13 +213,10 @@ def _settings(found: Examination) -> Settings:
     """Return the settings of the run that made a directory, with its own copy of the tokenizer if that is whole."""
     manifest = found.manifest
     source, name = manifest.source, manifest.groupers[0].name
-    is_named = source.location == {"sample": "sample", **{key: hub for key, (hub, _) in HUB_NAMES.items()}}.get(
-        source.name
-    )
     whole = not found.of("tokenizer")
     options = {key: manifest.groupers[0].parameters.get(key) for key in grouper_class(name).options}
     return Settings(
-        data=source.name if is_named else source.location,
+        data=_data(source),
         groupers=(name,),
         out=str(found.place),
         tokenizer=str(found.place / TOKENIZER_NAME) if whole else manifest.tokenizer.name,
@@ -225,6 +232,20 @@ def _settings(found: Examination) -> Settings:
         engine="local",
         options=GrouperOptions(**options),
     )
+
+
+def _data(source: SourceInfo) -> tuple[str, ...]:
+    """Return the `--data` that names a manifest's source: its place where that is one file or directory, else as typed.
+
+    Raises:
+        UserError: it was read from standard input.
+    """
+    typed = tuple(source.name.split(", "))
+    if any(parse_selection(text).name == STANDARD_INPUT for text in typed):
+        raise UserError("it was read from standard input. Give it again to the same `annotate run` command.")
+    if len(typed) == 1 and parse_selection(typed[0]).shares == [1.0] and Path(source.location).exists():
+        return (source.location,)  # whatever directory this is called from
+    return typed
 
 
 def _take(found: Examination, damaged: list[Damage], folder: Path, source: str, done: Repairs) -> None:

@@ -28,7 +28,10 @@ class RunSettings:
     )
     shards: list[str] | None = field(
         default=None,
-        metadata={"help": "One or more shard directories made by `annotate run`. The flag may be repeated."},
+        metadata={
+            "help": "One or more shard directories made by `annotate run`: paths, or URLs such as s3://bucket/shards. "
+            "The flag may be repeated."
+        },
     )
     grouper: str | None = field(
         default=None,

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from common.storage import Location, locate
 from train.sweeps.progress import finished_progress, running_progress
 from train.sweeps.state import Run, last_checkpoint_step, run_state
 from train.sweeps.validation import Size
@@ -126,7 +127,7 @@ def count_parameters(settings: Mapping[str, Any]) -> int | None:
     name = str(settings.get("model") or settings.get("model_name_or_path") or "tiny")
     shards = settings.get("shards")
     if name == "tiny":
-        return _tiny_parameters(Path(str(shards[0] if isinstance(shards, list) else shards)))
+        return _tiny_parameters(locate(str(shards[0] if isinstance(shards, list) else shards)))
     directory = Path(name) if Path(name).is_dir() else _cached(name)
     files = sorted(directory.glob("*.safetensors")) if directory else []
     try:
@@ -143,10 +144,10 @@ def _parameters(file: Path) -> int:
     return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
 
 
-def _tiny_parameters(shards: Path) -> int | None:
+def _tiny_parameters(shards: Location) -> int | None:
     """Return those of `--model tiny`: a row of 64 for each token, and 4 layers of 49,280 (measured)."""
     try:
-        content = json.loads((shards / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8"))
+        content = (shards / "tokenizer" / "tokenizer.json").read_json()
         vocabulary = len(content["model"]["vocab"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
