@@ -14,21 +14,58 @@ MAY_IMPORT = {
     "train": {"train", "common"},
     "common": {"common"},
 }
+# The rooms of each big package, top to bottom: a room imports from those below it, and from itself.
+ROOMS = {
+    "annotate": [{"cli"}, {"views", "run"}, {"groupers"}, {"tokens", "models"}, {"records"}],
+    "train": [
+        {"cli"},
+        {"sweeps", "launch", "evaluation", "comparison", "studies"},
+        {"run"},
+        {"loop"},
+        {"reports"},
+        {"objectives"},
+        {"data"},
+        {"settings"},
+    ],
+}
 HEAVY = {"torch", "transformers", "trl", "ray", "datasets", "pyarrow", "fastapi"}
 
 
-def imported(path: Path) -> set[str]:
-    """Return the top-level packages that a file imports anywhere, inside functions and by literal name too."""
+def imported_modules(path: Path) -> set[str]:
+    """Return the modules that a file imports anywhere, inside functions and by literal name too."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: imports are absolute"
-            names.add(node.module)
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) == "import_module":
             names |= {argument.value for argument in node.args if isinstance(argument, ast.Constant)}
-    return {name.split(".")[0] for name in names}
+    return names
+
+
+def imported(path: Path) -> set[str]:
+    """Return the top-level packages that a file imports."""
+    return {name.split(".")[0] for name in imported_modules(path)}
+
+
+def climbing(path: Path, package: str, rooms: list[set[str]]) -> set[str]:
+    """Return the modules that a file of a room imports from a room that is not below it.
+
+    What a registry names in strings, to be imported when it is asked for, is no import of its file.
+    """
+    level = {room: index for index, names in enumerate(rooms) for room in names}
+    inside = [part.removesuffix(".py") for part in path.relative_to(ROOT / package).parts]
+    if inside[0] == "__init__":
+        return set()
+    assert inside[0] in level or inside[0] == "sample", f"{path}: {inside[0]} is no room of the design"
+    return {
+        name
+        for name in imported_modules(path)
+        if name.startswith(f"{package}.") and (room := name.split(".")[1]) != inside[0]
+        if level.get(room, -1) <= level.get(inside[0], len(rooms))
+    }
 
 
 @pytest.mark.parametrize("package", MAY_IMPORT)
@@ -38,6 +75,21 @@ def test_imports_go_one_way(package):
     for path in files:
         crossing = imported(path) & set(MAY_IMPORT) - MAY_IMPORT[package]
         assert not crossing, f"{path.relative_to(ROOT)} imports {crossing}"
+
+
+@pytest.mark.parametrize("package", ROOMS)
+def test_rooms_import_downwards(package):
+    for path in sorted((ROOT / package).rglob("*.py")):
+        climbs = climbing(path, package, ROOMS[package])
+        assert not climbs, f"{path.relative_to(ROOT)} imports {sorted(climbs)}"
+
+
+def test_the_check_of_rooms_sees_a_climb(tmp_path, monkeypatch):
+    monkeypatch.setattr("tests.test_house.ROOT", tmp_path)
+    path = tmp_path / "train" / "data" / "x.py"
+    path.parent.mkdir(parents=True)
+    path.write_text("from train.settings import flags\n\n\ndef f():\n    from train.loop import trainer\n")
+    assert climbing(path, "train", ROOMS["train"]) == {"train.loop", "train.loop.trainer"}
 
 
 def test_the_check_sees_imports_inside_functions(tmp_path):

@@ -9,11 +9,12 @@ import difflib
 import importlib
 import os
 import sys
+import textwrap
 from collections.abc import Sequence
 from typing import get_args, get_origin
 
 from common.errors import UserError, explain
-from train.settings.flags import ObjectiveSettings, RunSettings
+from train.settings.flags import GroupingSettings, RunSettings
 
 # name: its line of help, and the function that takes the words after it and returns an exit status
 COMMANDS = {
@@ -37,7 +38,7 @@ COMMANDS = {
 }
 
 # this project's own flags, which can be known without torch: each field of these is one
-OWN_SETTINGS = (("what to train on", RunSettings), ("what to minimise", ObjectiveSettings))
+OWN_SETTINGS = (("what to train on", RunSettings), ("what to minimise", GroupingSettings))
 
 USAGE = """usage: train <command> [flags]
 
@@ -119,40 +120,43 @@ def run_command(rest: list[str]) -> int:
     if "-h" in rest or "--help" in rest:
         print(run_help())
         return 0
+    from train.objectives import OBJECTIVES
     from train.settings.early import check_early, underscored
 
     rest = underscored(rest)
-    check_early(rest, [settings for _, settings in OWN_SETTINGS])
-    import warnings
+    own = [settings for _, settings in OWN_SETTINGS]
+    check_early(rest, [*own, *(kind.Settings for kind in OBJECTIVES.values())], tuple(OBJECTIVES))
+    from train import run as training
 
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the data loader's workers fork after the tokenizer
-    # TRL 1.16 sets this flag by default, under the name that transformers deprecates.
-    warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated")
-    from train.settings import config
-
+    training.prepare_process()
     if "--help-all" in rest:
-        config.build_parser().print_help()
+        training.print_all_flags()
         return 0
     from train.launch import ray as ray_launch
 
     if wish := ray_launch.wanted(rest):
         ray_launch.launch(rest, wish)
         return 0
-    configuration = config.parse(rest)
-    from train.run import run
-
-    run(configuration)
+    training.run(training.configure(rest))
     return 0
 
 
 def run_help() -> str:
     """Return the help text of this project's own flags, without importing torch."""
+    from train.objectives import DEFAULT_OBJECTIVE, OBJECTIVES
+
     lines = ["usage: train run --shards DIR [DIR ...] [flags]", ""]
     for title, settings in OWN_SETTINGS:
         lines.append(f"{title}:")
         for field in dataclasses.fields(settings):
             lines += _flag(field)
         lines.append("")
+    lines.append(f"objectives (default {DEFAULT_OBJECTIVE}), each with its own flags:")
+    for name, kind in OBJECTIVES.items():
+        lines += ["", *_wrapped(f"{name}: {kind.summary}.{kind.paper and f' {kind.paper}.'}", "  ")]
+        for field in dataclasses.fields(kind.Settings):
+            lines += [f"    {line}" for line in _flag(field)]
+    lines.append("")
     lines += [
         "and every flag of TRL's SFTConfig and ModelConfig under its own name, for example:",
         "  --output_dir runs/mine --max_steps 30 --learning_rate 1e-5 --num_train_epochs 15",
@@ -169,14 +173,12 @@ def _flag(field: dataclasses.Field) -> list[str]:
     kind = field.type
     choices = "|".join(str(choice) for part in (kind, *get_args(kind)) for choice in _literals(part))
     default = "" if field.default in (None, dataclasses.MISSING) else f" Default {field.default}."
-    words = f"{field.metadata['help']}{default}".split()
-    lines, line = [f"  --{field.name} {choices}".rstrip()], "      "
-    for word in words:
-        if len(line) + len(word) > 100:
-            lines.append(line.rstrip())
-            line = "      "
-        line += f"{word} "
-    return [*lines, line.rstrip()]
+    text = f"{field.metadata['help']}{default}"
+    return [f"  --{field.name} {choices}".rstrip(), *_wrapped(text, "      ")]
+
+
+def _wrapped(text: str, indent: str) -> list[str]:
+    return textwrap.wrap(text, 104, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def _literals(kind: object) -> tuple:

@@ -6,7 +6,10 @@ What enters: a parsed configuration. What leaves: in the output directory, a che
 
 import dataclasses
 import math
+import os
 import shutil
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,8 @@ from trl import get_peft_config, pack_dataset
 from common.errors import UserError, raise_together
 from common.shards import ShardDirectory
 from train.data.held_out import DOCUMENTS_NAME, evaluation_facts, load_held_out
-from train.data.loading import TrainingData, load_data, open_shards, plan_groups
+from train.data.loading import TrainingData, load_data, open_shards, read_documents
+from train.data.plan import plan_groups
 from train.data.yardsticks import plan_yardsticks
 from train.loop.attention import use_lengths
 from train.loop.devices import one_device
@@ -28,15 +32,42 @@ from train.loop.memory import keep_freed_memory
 from train.loop.models import CHECKPOINTING_FROM, load_config, load_model, load_tokenizer
 from train.loop.resume import checkpoints, find_checkpoint, find_fault, open_checkpoint
 from train.loop.trainer import GOTrainer
+from train.objectives import DEFAULT_OBJECTIVE, OBJECTIVES
 from train.reports.console import ConsoleCallback, MetricsCallback
 from train.reports.files import CURVES_NAME, RUN_NAME, device_name, draw_curves, final_metrics, write_run
 from train.reports.memory import parts
 from train.reports.preflight import preflight_lines
 from train.reports.rounding import rounding_lines
 from train.reports.speed import speed_of, speed_text
-from train.settings.config import Configuration, command_line, world_size
+from train.settings.config import Configuration, Registry, build_parser, command_line, parse, world_size
 
 CACHE_NAME = ".data"  # the Arrow files of the run, gone when it has finished
+
+
+def registry() -> Registry:
+    """Return the objectives that there are now."""
+    return Registry(OBJECTIVES, DEFAULT_OBJECTIVE)
+
+
+def configure(words: Sequence[str]) -> Configuration:
+    """Parse the command line of `train run`, with every registered objective's flags.
+
+    Raises:
+        UserError: with every problem found.
+    """
+    return parse(words, registry())
+
+
+def print_all_flags() -> None:
+    """Print every flag with its text: ours, the objectives', TRL's."""
+    build_parser(registry()).print_help()
+
+
+def prepare_process() -> None:
+    """Set what a process that trains needs before anything is loaded."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the data loader's workers fork after the tokenizer
+    # TRL 1.16 sets this flag by default, under the name that transformers deprecates.
+    warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated")
 
 
 def run(configuration: Configuration) -> Path:
@@ -45,11 +76,13 @@ def run(configuration: Configuration) -> Path:
     Raises:
         UserError: shards, model and settings do not fit together.
     """
-    settings, args, model_args, given, _ = configuration
+    settings, args, model_args = configuration.run, configuration.args, configuration.model
+    objective, given = configuration.objective, configuration.given
     logging.disable_progress_bar()
     disable_progress_bars()
     shards = open_shards(settings.shards or [])
-    plan = plan_groups(shards, settings.grouper, args)
+    plan = plan_groups(shards, settings.grouper, objective.needs, args.eta, args.resolved_ties, objective.name)
+    documents = read_documents(settings.documents) if settings.documents else None
     if settings.permute_groups:
         plan = dataclasses.replace(plan, permute_seed=args.seed)
     eval_eta = args.eta if settings.eval_eta is None else settings.eval_eta
@@ -62,10 +95,11 @@ def run(configuration: Configuration) -> Path:
     _check_length(args, shards)
     args.max_length = args.max_length or max(s.manifest.max_length for s in shards)
     with args.main_process_first(desc="data"):
-        data = load_data(shards, plan, args.max_length, settings.eval_fraction, settings.eval_seed, output / CACHE_NAME)
+        of_evaluation = (settings.eval_fraction, settings.eval_seed)
+        data = load_data(shards, plan, args.max_length, *of_evaluation, output / CACHE_NAME, documents)
         held_out = None
         if data.eval is not None:
-            chosen = (args.max_length, settings.eval_fraction, settings.eval_seed, output / CACHE_NAME)
+            chosen = (args.max_length, *of_evaluation, output / CACHE_NAME)
             held_out = load_held_out(shards, yardsticks, *chosen)
             data = data._replace(eval=held_out.numbered(data.eval))
         lengths = row_lengths(data.train)  # of documents
@@ -81,7 +115,8 @@ def run(configuration: Configuration) -> Path:
     can_split = settings.global_batch_size is not None
     fitting = fit(args, given, model_args, config, data.train, peft_config, can_split)
     if settings.dry_run:
-        lines = preflight_lines(data.report, plan, args, args.world_size, [*fitting.lines, _steps(args, data)])
+        notes = [*fitting.lines, _steps(args, data)]
+        lines = preflight_lines(data.report, plan, args, objective, args.world_size, notes)
         shutil.rmtree(output / CACHE_NAME if is_there else output, ignore_errors=True)
         print("\n".join([*lines, "nothing was trained (--dry_run)", "next: the same command without --dry_run"]))
         return output
@@ -97,6 +132,8 @@ def run(configuration: Configuration) -> Path:
         trainer = GOTrainer(
             model=model,
             args=args,
+            objective=objective,
+            plan=plan,
             train_dataset=data.train,
             eval_dataset=data.eval,
             processing_class=tokenizer,
@@ -120,7 +157,7 @@ def run(configuration: Configuration) -> Path:
         for note in (note for directory in shards for note in directory.notes):
             print(note, flush=True)
         ranks = trainer.accelerator.num_processes
-        print("\n".join(preflight_lines(data.report, plan, args, ranks, notes)), flush=True)
+        print("\n".join(preflight_lines(data.report, plan, args, objective, ranks, notes)), flush=True)
         lines = [f"  device {device}"] if device else []
         print("\n".join([*lines, *_beginning(configuration, checkpoint)]), flush=True)
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
@@ -142,12 +179,13 @@ def run(configuration: Configuration) -> Path:
             "steps": trainer.state.global_step,
             "layout": fitting.layout._asdict(),
             "memory_estimate": parts(fitting.memory) if fitting.memory else None,
-            "redone": dataclasses.asdict(trainer.redone),
+            "redone": trainer.redone.state_dict(),
+            "worst_group_switches": trainer.curves.summary(),
             "train_runtime_s": final_metrics(history).get("train_runtime"),
             **trainer.speed.whole(),
             "final_metrics": final_metrics(history),
         }
-        title = f"{args.objective}, {plan.column or 'no groups'}" + (f", eta {plan.eta:g}" if plan.column else "")
+        title = f"{objective.name}, {plan.column or 'no groups'}" + (f", eta {plan.eta:g}" if plan.column else "")
         if held_out:
             facts = evaluation_facts(settings.model, settings.eval_seed, settings.eval_fraction, shards)
             held_out.write(output / DOCUMENTS_NAME, losses, **facts)
@@ -197,7 +235,8 @@ def _output_dir(configuration: Configuration, column: str | None, shards_name: s
         )
     if world_size() > 1:
         raise UserError("--output_dir: several processes need to agree on it, so it has no default here; give one.")
-    name = "-".join(["sft" if args.objective == "sft" else f"{args.objective}-{column}", shards_name])
+    needs_column = configuration.objective.needs.kind is not None
+    name = "-".join([args.objective, *([str(column)] if needs_column else []), shards_name])
     number = 1
     while (output := Path("runs") / (name if number == 1 else f"{name}-{number}")).exists():
         number += 1
@@ -237,7 +276,7 @@ def _origin(
 
 def _beginning(configuration: Configuration, checkpoint: Path | None) -> list[str]:
     """Return what is said of the preset and of the checkpoint before the first step."""
-    run, args, _, _, over = configuration
+    run, args, over = configuration.run, configuration.args, configuration.over_preset
     lines = []
     if run.preset:
         changed = ", ".join(f"{name} {value}" for name in over if (value := _shown(configuration, name)) is not None)
@@ -278,8 +317,8 @@ def _packed(data: TrainingData, args: Any) -> TrainingData:
 def _settings(configuration: Configuration) -> dict[str, Any]:
     """Return every setting of the run, without secrets."""
     args = configuration.args.to_dict()  # hides tokens
-    own = ("objective", "eta", "ties", "worst_over", "select_over", "lambda_max", "lambda_min")
-    resolved = {name: getattr(configuration.args, f"resolved_{name}", args[name]) for name in own}
+    shared = {"objective": args["objective"], "eta": args["eta"], "ties": configuration.args.resolved_ties}
+    resolved = {**shared, **configuration.objective.settings.resolved()}
     return {
         "run": dataclasses.asdict(configuration.run),
         "objective": resolved,
@@ -301,6 +340,6 @@ def _summary(output: Path, metrics: dict[str, float], drawn: bool, configuration
         f"  beside it   {', '.join(files)}",
     ]
     shards = " ".join(configuration.run.shards or [])
-    other = "sft" if configuration.args.objective != "sft" else "go"
+    other = next(name for name in OBJECTIVES if name != configuration.args.objective)
     command = f"train run --shards {shards} --model {configuration.run.model} --objective {other}"
     return [*lines, f"next: compare it with `{command}`"]

@@ -6,10 +6,12 @@ What enters: a JSON file with the runs, settings by name. What leaves, from rank
 the log history and the counters, and from every rank what it was fed.
 """
 
+import importlib
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +27,20 @@ COLLECTIVES = {
 }
 
 
-def launch(folder: Path, runs: dict[str, dict[str, Any]], fsdp: bool = False, num_ranks: int = RANKS) -> None:
+def launch(
+    folder: Path,
+    runs: dict[str, dict[str, Any]],
+    fsdp: bool = False,
+    num_ranks: int = RANKS,
+    modules: Sequence[str] = (),
+) -> None:
     """Run this module on `num_ranks` CPU processes and wait; the results are for `load`.
 
     Beside `make_trainer`'s, a run may have the settings `model` (of `small_model`), `guess` (a worst group that every
     micro-batch is run under), `resume_at` (a step to stop at and go on from) and `evaluate`.
     """
     folder.mkdir(parents=True)
-    (folder / "job.json").write_text(json.dumps({"runs": runs, "fsdp": fsdp}, default=str))
+    (folder / "job.json").write_text(json.dumps({"runs": runs, "fsdp": fsdp, "modules": list(modules)}, default=str))
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(num_ranks), "--standalone"]
     process = subprocess.Popen(
@@ -72,6 +80,8 @@ def fed_documents(batches: list[dict[str, Any]]) -> list[tuple[int, ...]]:
 def main(job_file: str) -> None:
     """Run every run of the job."""
     job = json.loads(Path(job_file).read_text())
+    for name in job["modules"]:
+        importlib.import_module(name).register()
     if job["fsdp"]:
         _let_accelerate_shard_on_cpu()
     import torch.distributed as dist
@@ -96,7 +106,7 @@ def _run(folder: Path, tokenizer: Any, resume_at: int = 0, evaluate: bool = Fals
 
     from tests.train.runs import make_trainer, small_model
     from train.data.collate import COUNTS
-    from train.objectives.tokens import Counts
+    from train.data.counts import Counts
 
     model_settings = settings.pop("model", {})
     output = folder / ("shared" if resume_at else os.environ["RANK"])
@@ -130,13 +140,13 @@ def _run(folder: Path, tokenizer: Any, resume_at: int = 0, evaluate: bool = Fals
 
     trainer.get_batch_samples = recorded
     dtypes: dict[str, set[str]] = {}
-    tokens = trainer._tokens
+    tokens = trainer._observed
 
     def tokens_of(outputs, *arguments):
         dtypes.setdefault("log_probs", set()).add(str(outputs.log_probs.dtype))
         return tokens(outputs, *arguments)
 
-    trainer._tokens = tokens_of
+    trainer._observed = tokens_of
     collectives = {name: getattr(dist, name) for names in COLLECTIVES.values() for name in names if hasattr(dist, name)}
     for kind, names in COLLECTIVES.items():
         for name in set(names) & set(collectives):

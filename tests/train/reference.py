@@ -4,10 +4,11 @@ What enters: a model, the padded batches of whole optimizer steps, the objective
 after plain gradient descent. Nothing of `train.objectives`, `train.loop.step` or `train.loop.trainer` is used.
 """
 
+import copy
 import math
 
 import torch
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, kl_div
 
 
 def descend(model, steps, learning_rate, loss_of, num_steps=None):
@@ -35,10 +36,16 @@ def documents_of(model, batch):
     return rows
 
 
+def distributions_of(model, batch):
+    """Return the log-probabilities [n, vocabulary] of all supervised tokens' predictions, in the order of the rows."""
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    return logits[:, :-1][batch["labels"][:, 1:] != -100].log_softmax(dim=-1)
+
+
 def groups_of(batch, rows, settings):
     """Return for each row which of its supervised tokens are important."""
     if "reference_loss" not in batch:
-        return [batch["important"][row, positions] for _, positions, row in rows]
+        return [batch["group"][row, positions] == 1 for _, positions, row in rows]
     chosen = []
     for losses, positions, row in rows:
         excess = (losses.detach() - batch["reference_loss"][row, positions]).tolist()
@@ -46,6 +53,15 @@ def groups_of(batch, rows, settings):
         top = sorted(range(len(excess)), key=lambda index: (-excess[index], index))[:keep]
         chosen.append(torch.tensor([index in top for index in range(len(excess))]))
     return chosen
+
+
+def group_means(batch, rows, losses):
+    """Return the mean loss of each group that has tokens, in order, from numbers or from shares."""
+    if "share" in batch:
+        share = torch.cat([batch["share"][row, positions] for _, positions, row in rows])
+        return [(losses * part).sum() / part.sum() for part in (1 - share, share)]
+    numbers = torch.cat([batch["group"][row, positions] for _, positions, row in rows])
+    return [losses[numbers == group].mean() for group in sorted(set(numbers.tolist()))]
 
 
 def worst(losses, important):
@@ -56,11 +72,49 @@ def worst(losses, important):
 def objective(settings):
     """Return `loss_of` for `descend`."""
 
+    log_q, base = [0.0] * settings.get("groups", 2), []
+
     def loss_of(model, batch, progress):
+        if not base:
+            base.append(copy.deepcopy(model))
+            base[0].__dict__.pop("forward", None)  # TRL's, which would call the original's
         rows = documents_of(model, batch)
         losses = torch.cat([row[0] for row in rows])
-        if settings["objective"] == "sft":
+        name = settings["objective"]
+        if name == "sft":
             return losses.mean()
+        if name in ("dft", "asft"):
+            loss = (losses.detach().neg().exp() * losses).mean()
+            if name == "dft":
+                return loss
+            own, before = distributions_of(model, batch), distributions_of(base[0], batch).detach()
+            return (
+                loss + settings["anchor_weight"] * kl_div(own, before, log_target=True, reduction="none").sum(1).mean()
+            )
+        if name == "eaft":
+            own = distributions_of(model, batch).detach()
+            gate = (-(own.exp() * own).sum(dim=1) / math.log(20)).clamp(max=1)
+            return (gate * losses).mean()
+        if name == "weighted":
+            weights = torch.cat([batch["score"][row, positions] for _, positions, row in rows])
+            weights = weights ** (1 / settings["weight_temperature"]) + settings["weight_floor"]
+            return (weights * losses).sum() / weights.sum()
+        if name == "cleaned":
+            kept = torch.cat([batch["group"][row, positions] for _, positions, row in rows]) == 1
+            return losses[kept].mean()
+        if name == "dro":
+            numbers = torch.cat([batch["group"][row, positions] for _, positions, row in rows]).tolist()
+            present = sorted(set(numbers))
+            means = group_means(batch, rows, losses)
+            before = [math.exp(log_q[group]) for group in present]
+            raised = [q * math.exp(settings["dro_step"] * mean.item()) for q, mean in zip(before, means, strict=True)]
+            after = [q * sum(before) / sum(raised) for q in raised]
+            q = before if settings.get("dro_q") == "previous" else after
+            for group, part in zip(present, after, strict=True):
+                log_q[group] = math.log(part)
+            return sum(part * mean for part, mean in zip(q, means, strict=True)) / sum(q)
+        if "group_quantiles" in settings or "soft_groups" in settings:
+            return 0.1 * losses.mean() + 0.9 * torch.stack(group_means(batch, rows, losses)).max()
         groups = groups_of(batch, rows, settings)
         important = torch.cat(groups)
         if settings["objective"] == "rho1":

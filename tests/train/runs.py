@@ -1,13 +1,18 @@
 """Short training runs in this process, for tests that compare trajectories and parameters."""
 
+from dataclasses import fields
 from pathlib import Path
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, ProgressCallback
 
-from train.data.loading import load_data, open_shards, plan_groups
+from common.errors import raise_together
+from train.data.loading import load_data, open_shards
+from train.data.plan import GroupPlan, plan_groups
+from train.data.rows import GROUP, REFERENCE_LOSS
 from train.loop.models import tiny_model
 from train.loop.trainer import GOTrainer
+from train.objectives import DEFAULT_OBJECTIVE, OBJECTIVES
 from train.settings.config import GOConfig
 
 QUIET = {
@@ -29,19 +34,41 @@ def make_config(output: Path, **changes) -> GOConfig:
     return GOConfig(output_dir=str(output), **{**QUIET, **changes})
 
 
+def make_objective(name: str = DEFAULT_OBJECTIVE, changes: dict | None = None):
+    """Return an objective, and take its own settings out of `changes`."""
+    kind, changes = OBJECTIVES[name], {} if changes is None else changes
+    own = {field.name for field in fields(kind.Settings)} & set(changes)
+    return kind(kind.Settings(**{flag: changes.pop(flag) for flag in own}))
+
+
+def plan_for(opened, grouper, objective=DEFAULT_OBJECTIVE, eta=0.7, ties="threshold", **own):
+    """Return the plan of an objective, with its own settings."""
+    return plan_groups(opened, grouper, make_objective(objective, own).needs, eta, ties, objective)
+
+
+def trainer_over(rows, model, args, tokenizer, eval_rows=None, objective=None, **keywords):
+    """Return a trainer over rows of one's own; groups are what their columns say."""
+    column = "first" if {GROUP, REFERENCE_LOSS} & set(rows.column_names) else None
+    plan = GroupPlan(column, REFERENCE_LOSS in rows.column_names, args.eta, args.resolved_ties)
+    objective = objective or make_objective(args.objective or DEFAULT_OBJECTIVE)
+    return GOTrainer(model, args, objective, plan, rows, eval_rows, processing_class=tokenizer, **keywords)
+
+
 def make_trainer(
     shards: Path | str, tokenizer, output: Path, model=None, eval_fraction=0.0, grouper=None, eval_seed=0, **changes
 ):
     """Return a trainer over a shard directory."""
-    args = make_config(output, **changes)
+    objective = make_objective(changes.pop("objective", DEFAULT_OBJECTIVE), changes)
+    args = make_config(output, objective=objective.name, **changes)
+    raise_together(args.problems_with(objective))
     opened = open_shards([str(shards)])
-    plan = plan_groups(opened, grouper, args)
+    plan = plan_groups(opened, grouper, objective.needs, args.eta, args.resolved_ties, objective.name)
     length = args.max_length or opened[0].manifest.max_length
     with args.main_process_first(desc="data"):
         data = load_data(opened, plan, length, eval_fraction, eval_seed, output / ".data")
     if model is None:
         model = make_model(tokenizer)
-    trainer = GOTrainer(model, args, data.train, data.eval, processing_class=tokenizer)
+    trainer = GOTrainer(model, args, objective, plan, data.train, data.eval, processing_class=tokenizer)
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     return trainer

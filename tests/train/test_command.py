@@ -216,10 +216,11 @@ class TestHelp:
         import dataclasses
 
         from train.cli import run_help
-        from train.settings.flags import ObjectiveSettings, RunSettings
+        from train.objectives import OBJECTIVES
+        from train.settings.flags import GroupingSettings, RunSettings
 
         text = run_help()
-        for settings in (RunSettings, ObjectiveSettings):
+        for settings in (RunSettings, GroupingSettings, *(kind.Settings for kind in OBJECTIVES.values())):
             assert all(f"--{field.name}" in text for field in dataclasses.fields(settings))
 
     def test_all_flags_of_trl_are_there(self, capsys):
@@ -239,11 +240,13 @@ def test_a_reader_that_goes_away_gets_no_traceback():
     process.stderr.close()
 
 
-def test_repeated_flags_are_joined():
-    from train.settings.arguments import join_repeated
+def test_flags_are_found_by_argparse_alone():
+    from train.settings.arguments import scan
 
-    words = ["--shards", "a", "--eta", "0.5", "--shards", "b", "c", "--shards=d"]
-    assert join_repeated(words, "--shards") == ["--shards", "a", "b", "c", "d", "--eta", "0.5"]
+    words = ["--shards", "a", "--eta", "-0.5", "--shards", "b", "c", "--use_cpu", "--max-steps=3", "--shards=d", "--x"]
+    found, rest = scan(words, ("shards", "max_steps", "use_cpu", "seed"))
+    assert found == {"shards": ["a", "b", "c", "d"], "max_steps": ["3"], "use_cpu": []}
+    assert rest == ["--eta", "-0.5", "--x"]
 
 
 def test_the_command_is_installed():

@@ -1,16 +1,15 @@
 """From shards to the trainer's data: groups are made here, at load time, so eta never needs a second annotation.
 
 What enters: complete shard directories, the score column, eta. What leaves: memory-mapped Arrow data sets with one row
-a document (`input_ids`, `supervised`, and `important` or `reference_loss`), split by `--eval_seed`, and a `DataReport`.
-Next: `collate.py` makes batches of them, `preflight.py` prints the report.
+a document (`input_ids`, `supervised`, and what the plan asks for: `group`, `share`, `reference_loss`, `score`), split
+by `--eval_seed`, and a `DataReport`. Next: `collate.py` makes batches of them, `preflight.py` prints the report.
 """
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,26 +19,11 @@ import pyarrow as pa
 from common.errors import UserError, raise_together
 from common.files import atomic_path, read_json, write_json
 from common.shards import ShardDirectory
-from common.storage import Location
-from common.thresholds import Ties, important_tokens, num_important
-from train.data.permutation import permute_groups, random_reference_losses
+from train.data.plan import GroupPlan
+from train.data.rows import read_rows, row_schema
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-IMPORTANT = "important"  # list<bool>: the token is in group 1
-REFERENCE_LOSS = "reference_loss"  # list<float32>: the reference model's cross-entropy, for groups made at each step
-
-
-@dataclass(frozen=True)
-class GroupPlan:
-    """How tokens get into groups."""
-
-    column: str | None  # the score column; None: no groups
-    dynamic: bool  # groups are made at each step from the excess loss against the column
-    eta: float
-    ties: Ties
-    permute_seed: int | None = None  # of the control, in which each training document's groups are dealt out by chance
 
 
 @dataclass(frozen=True)
@@ -52,6 +36,7 @@ class DataReport:
     share_quartiles: list[float] | None  # of important tokens, over documents: min, 25%, 50%, 75%, max
     empty_important: int | None  # documents
     empty_unimportant: int | None  # documents
+    group_tokens: list[int] | None  # of each group; the important tokens are those of all groups but the first
     held_out: int  # documents
     dropped: int  # documents without a supervised token to predict
     truncated: int  # documents cut by the annotation
@@ -82,52 +67,19 @@ def open_shards(paths: Sequence[str]) -> list[ShardDirectory]:
     return opened
 
 
-def plan_groups(shards: Sequence[ShardDirectory], grouper: str | None, objective: Any) -> GroupPlan:
-    """Choose the score column and check that its kind fits the objective (an `ObjectiveSettings`).
+def read_documents(path: str) -> frozenset[str]:
+    """Return the document ids of a file with one a line, such as `annotate select` writes.
 
     Raises:
-        UserError: no such column, or a column of the wrong kind.
+        UserError: it cannot be read, or holds none.
     """
-    kinds = shards[0].columns
-    if objective.objective == "sft" and grouper is None:
-        # Only the curves need groups, so shards that do not say which ones give none.
-        if len(kinds) != 1 or any(other.columns != kinds for other in shards):
-            return GroupPlan(None, False, objective.eta, objective.resolved_ties)
-        grouper = next(iter(kinds))
-    elif grouper is None and objective.is_dynamic:
-        references = [name for name, kind in kinds.items() if kind == "reference_loss"]
-        grouper = references[0] if len(references) == 1 else None
-    column = shards[0].resolve_column(grouper)
-    raise_together([problem for other in shards[1:] if (problem := _lacks(other, column))])
-    for other in shards:
-        _check_kind(other, column, objective)
-    return GroupPlan(column, other.columns[column] == "reference_loss", objective.eta, objective.resolved_ties)
-
-
-def _lacks(shards: ShardDirectory, column: str) -> str | None:
     try:
-        shards.resolve_column(column)
-    except UserError as error:
-        return str(error)
-    return None
-
-
-def _check_kind(shards: ShardDirectory, column: str, objective: Any) -> None:
-    kind = shards.columns[column]
-    if objective.objective == "sft":
-        return
-    if objective.is_dynamic and kind != "reference_loss":
-        raise UserError(
-            f"{shards.path}: objective {objective.objective} with groups from the excess loss needs a column of "
-            f"reference losses, but {column!r} holds {kind} scores. Annotate with `--grouper rho1 --reference-model …` "
-            "and pass --grouper rho1, or use --objective go with this column."
-        )
-    if not objective.is_dynamic and kind == "reference_loss":
-        raise UserError(
-            f"{shards.path}: {column!r} holds a reference model's losses, which are no importance by themselves: the "
-            "excess loss needs the model being trained. Use --objective rho1, or --objective go --dynamic_groups, or "
-            "another --grouper."
-        )
+        found = frozenset(Path(path).read_text(encoding="utf-8").split())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--documents {path}: expected a text file with one document id a line ({error}).") from error
+    if not found:
+        raise UserError(f"--documents {path}: expected document ids, one a line; found none.")
+    return found
 
 
 def load_data(
@@ -137,20 +89,22 @@ def load_data(
     eval_fraction: float,
     eval_seed: int,
     cache: Path,
+    documents: frozenset[str] | None = None,
 ) -> TrainingData:
     """Return the training and held-out data; the Arrow files go into `cache` and are found there again.
 
     The held-out documents depend on the number of documents, `eval_fraction` and `eval_seed` alone. Their groups are
-    never permuted, so that a control is measured by the groups of the run that it belongs to.
+    never permuted, so that a control is measured by the groups of the run that it belongs to. With `documents`, ids,
+    only those are trained on; what is held out stays the same.
     """
     from datasets import Dataset
 
-    key = _cache_key(shards, plan, max_length, eval_fraction, eval_seed)
+    key = _cache_key(shards, plan, max_length, eval_fraction, eval_seed, documents and sorted(documents))
     files = {part: cache / f"{part}-{key}.arrow" for part in ("train", "eval")}
     report_file = cache / f"report-{key}.json"
     if not report_file.is_file():
         cache.mkdir(parents=True, exist_ok=True)
-        report = _write_parts(shards, plan, max_length, eval_fraction, eval_seed, files)
+        report = _write_parts(shards, plan, max_length, eval_fraction, eval_seed, files, documents)
         write_json(report_file, dataclasses.asdict(report))  # last: it makes the other two complete
     report = DataReport(**read_json(report_file))
     if report.documents == 0:
@@ -174,30 +128,41 @@ def _write_parts(
     eval_fraction: float,
     eval_seed: int,
     files: dict[str, Path],
+    documents: frozenset[str] | None,
 ) -> DataReport:
     held_out = choose_held_out(sum(s.manifest.counts.documents for s in shards), eval_fraction, eval_seed)
     tallies: list[np.ndarray] = []
-    dropped = truncated_here = held = start = 0
+    dropped = truncated_here = held = start = num_listed = 0
     with atomic_path(files["train"]) as train, atomic_path(files["eval"]) as evaluation:
-        schema = _schema(plan)
+        schema = row_schema(plan)
         with (
             pa.OSFile(str(train), "wb") as train_file,
             pa.OSFile(str(evaluation), "wb") as eval_file,
             pa.ipc.new_stream(train_file, schema) as train_stream,
             pa.ipc.new_stream(eval_file, schema) as eval_stream,
         ):
-            for shard in _documents(shards, plan, max_length, held_out):
+            for shard in read_rows(shards, plan, max_length, held_out):
                 out = held_out[start : start + len(shard.kept)]
                 start += len(shard.kept)
-                train_stream.write_table(shard.table.filter(pa.array(shard.kept & ~out)))
+                chosen = shard.kept & ~out
+                if documents is not None:
+                    listed = np.array([identity in documents for identity in shard.document_ids], dtype=bool)
+                    num_listed += int(listed.sum())
+                    chosen &= listed
+                train_stream.write_table(shard.table.filter(pa.array(chosen)))
                 eval_stream.write_table(shard.table.filter(pa.array(shard.kept & out)))
-                tallies.append(shard.tally[shard.kept & ~out])
+                tallies.append(shard.tally[chosen])
                 dropped += int((~shard.kept).sum())
                 truncated_here += shard.truncated
                 held += int((shard.kept & out).sum())
+    if documents is not None and num_listed != len(documents):
+        raise UserError(
+            f"--documents: {len(documents) - num_listed:,} of its {len(documents):,} ids are in none of --shards. Make "
+            "the list from these shards."
+        )
     if held == 0:
         files["eval"].unlink()
-    tally = np.concatenate(tallies) if tallies else np.zeros((0, 2), dtype=np.int64)
+    tally = np.concatenate(tallies) if tallies else np.zeros((0, 1 + plan.num_groups), dtype=np.int64)
     truncated = sum(s.manifest.counts.truncated for s in shards)
     return _report(tally, plan, held, dropped, truncated, truncated_here)
 
@@ -213,7 +178,7 @@ def choose_held_out(num_documents: int, eval_fraction: float, eval_seed: int) ->
 def _report(
     tally: np.ndarray, plan: GroupPlan, held: int, dropped: int, truncated: int, truncated_here: int
 ) -> DataReport:
-    supervised, important = tally[:, 0], tally[:, 1]
+    supervised, important = tally[:, 0], tally[:, 2:].sum(axis=1)
     has_groups = plan.column is not None and len(tally) > 0
     return DataReport(
         documents=len(tally),
@@ -222,91 +187,9 @@ def _report(
         share_quartiles=np.quantile(important / supervised, [0, 0.25, 0.5, 0.75, 1]).tolist() if has_groups else None,
         empty_important=int((important == 0).sum()) if has_groups else None,
         empty_unimportant=int((important == supervised).sum()) if has_groups else None,
+        group_tokens=[int(size) for size in tally[:, 1:].sum(axis=0)] if has_groups else None,
         held_out=held,
         dropped=dropped,
         truncated=truncated,
         truncated_here=truncated_here,
     )
-
-
-def _schema(plan: GroupPlan) -> pa.Schema:
-    fields = [("input_ids", pa.list_(pa.int32())), ("supervised", pa.list_(pa.bool_()))]
-    if plan.column is not None:
-        fields.append((REFERENCE_LOSS, pa.list_(pa.float32())) if plan.dynamic else (IMPORTANT, pa.list_(pa.bool_())))
-    return pa.schema(fields)
-
-
-class _Shard(NamedTuple):
-    table: pa.Table  # the columns of `_schema`
-    kept: np.ndarray  # bool [rows]: the document has a supervised token to predict
-    tally: np.ndarray  # int64 [rows, 2]: supervised and important tokens that are predicted
-    truncated: int
-
-
-def _documents(
-    shards: Sequence[ShardDirectory], plan: GroupPlan, max_length: int, held_out: np.ndarray
-) -> Iterator[_Shard]:
-    columns = ["document_id", "input_ids", "supervised", *([plan.column] if plan.column else [])]
-    start = 0
-    for directory in shards:
-        for table in directory.tables(columns):
-            rows = slice(start, start + table.num_rows)
-            start = rows.stop
-            yield _group(table, plan, max_length, held_out[rows], directory.path)
-
-
-def _group(table: pa.Table, plan: GroupPlan, max_length: int, held_out: np.ndarray, source: Location) -> _Shard:
-    """Cut documents at `max_length` and split their tokens into groups, one shard at a time."""
-    lists = {name: table[name].combine_chunks() for name in table.column_names if name != "document_id"}
-    offsets = lists["input_ids"].offsets.to_numpy().astype(np.int64)
-    offsets -= offsets[0]
-    flat = {name: column.flatten().to_numpy(zero_copy_only=False) for name, column in lists.items()}
-    lengths = np.diff(offsets)
-    truncated = int((lengths > max_length).sum())
-    if truncated:
-        position = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
-        flat = {name: values[position < max_length] for name, values in flat.items()}
-        lengths = np.minimum(lengths, max_length)
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
-    supervised = flat["supervised"]
-    predicted = supervised.copy()
-    predicted[offsets[:-1][lengths > 0]] = False  # nothing predicts a document's first token
-    num_supervised = _sum_lists(predicted, offsets)
-    arrays = {"input_ids": flat["input_ids"], "supervised": supervised}
-    num_in_group = np.zeros_like(num_supervised)
-    if plan.column is not None:
-        scores = flat[plan.column]
-        bad = np.flatnonzero(_sum_lists(~np.isfinite(scores) & supervised, offsets))
-        if bad.size:
-            raise UserError(
-                f"{source}: column {plan.column!r} of document {table['document_id'][int(bad[0])]} holds NaN or "
-                f"infinity ({bad.size} such documents in this shard). Annotate again."
-            )
-        if plan.dynamic:
-            arrays[REFERENCE_LOSS] = scores.astype(np.float32)
-            num_in_group = np.array([num_important(plan.eta, int(n)) for n in num_supervised], dtype=np.int64)
-        else:
-            important = np.zeros(len(scores), dtype=bool)
-            for start, end in pairwise(offsets):
-                document = slice(start, end)
-                important[document] = important_tokens(
-                    scores[document], supervised[document], plan.eta, plan.ties
-                ).important
-            arrays[IMPORTANT] = important
-            num_in_group = _sum_lists(important & predicted, offsets)
-        if plan.permute_seed is not None:
-            name, permute = (REFERENCE_LOSS, random_reference_losses) if plan.dynamic else (IMPORTANT, permute_groups)
-            dealt = predicted & ~np.repeat(held_out, lengths)
-            arrays[name] = permute(arrays[name], dealt, offsets, table["document_id"].to_pylist(), plan.permute_seed)
-    schema = _schema(plan)
-    columns = [
-        pa.ListArray.from_arrays(offsets.astype(np.int32), pa.array(arrays[f.name], f.type.value_type)) for f in schema
-    ]
-    tally = np.stack([num_supervised, num_in_group], axis=1)
-    return _Shard(pa.table(columns, schema=schema), num_supervised > 0, tally, truncated)
-
-
-def _sum_lists(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """Return the sum of each list's values, int64 [rows]."""
-    total = np.concatenate([[0], np.cumsum(values, dtype=np.int64)])
-    return total[offsets[1:]] - total[offsets[:-1]]

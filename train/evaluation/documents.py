@@ -70,11 +70,12 @@ def _load(checkpoint: Checkpoint, shards: Any, questions: Questions, length: int
     from trl import ModelConfig
 
     from train.loop.models import load_model, load_tokenizer
+    from train.objectives import BASELINE_OBJECTIVE
     from train.settings.config import GOConfig
 
     args = GOConfig(
         output_dir=work,
-        objective="sft",
+        objective=BASELINE_OBJECTIVE,
         per_device_eval_batch_size=questions.batch_size,
         max_length=length,
         use_cpu=questions.use_cpu,
@@ -94,9 +95,13 @@ def _load(checkpoint: Checkpoint, shards: Any, questions: Questions, length: int
 def _trainer(args: Any, tokenizer: Any, model: Any, rows: Any) -> Any:
     from transformers import PrinterCallback, ProgressCallback
 
+    from train.data.plan import GroupPlan
     from train.loop.trainer import GOTrainer
+    from train.objectives import BASELINE_OBJECTIVE, OBJECTIVES
 
-    trainer = GOTrainer(model, args, rows, rows, processing_class=tokenizer)
+    ungrouped = GroupPlan(None, False, args.eta, args.resolved_ties)
+    objective = OBJECTIVES[BASELINE_OBJECTIVE]()
+    trainer = GOTrainer(model, args, objective, ungrouped, rows, rows, processing_class=tokenizer)
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     return trainer

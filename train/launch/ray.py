@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.errors import UserError
-from train.settings.arguments import Said, gather
+from train.settings.arguments import look_up
 
 STORAGE_NAME = ".ray"  # what Ray Train writes of its own, gone when the run has ended
 NOTES_NAME = "notes"  # in there: which ranks have started, and what they refused
@@ -44,32 +44,22 @@ def wanted(arguments: Sequence[str]) -> Launch | None:
     Raises:
         UserError: settings that go with several processes are missing, or are there without them.
     """
+    said = look_up(arguments, ("workers", "address", "output_dir", "use_cpu"))
+    workers, address, output = said["workers"], said["address"], said["output_dir"]
     if "WORLD_SIZE" in os.environ:
-        said = gather(arguments, int(os.environ["WORLD_SIZE"]))
-        if _said(said, "workers") and "SFT_GO_RAY_WORKER" not in os.environ:
+        if workers and "SFT_GO_RAY_WORKER" not in os.environ:
             raise UserError("--workers: torchrun or accelerate has started these processes already; remove the flag.")
         return None
-    said = gather(arguments, 1)
-    workers, address, output = (_said(said, name) for name in ("workers", "address", "output_dir"))
     if workers is None:
         if address is not None:
             raise UserError("--address: names the Ray cluster for --workers; give both, or neither.")
         return None
     if output is None:
         raise UserError("--output_dir: several processes need to agree on it, so it has no default here; give one.")
-    use_cpu = str(_said(said, "use_cpu") or "false").lower() in ("true", "1", "yes")
+    if not str(workers).isdecimal() or int(workers) < 1:
+        raise UserError(f"--workers: expected a whole number of at least 1, found {workers!r}.")
+    use_cpu = str(said["use_cpu"] or "false").lower() in ("true", "1", "yes")
     return Launch(int(workers), address, Path(output).absolute(), use_cpu)
-
-
-def _said(said: Said, name: str) -> Any:
-    """Return the last value of a flag, or that of the file or the preset; True for a flag that stands alone."""
-    value = said.settings.get(name)
-    for index, word in enumerate(said.flags):
-        flag, equals, after = word.partition("=")
-        if flag.startswith("--") and flag[2:].replace("-", "_") == name:
-            follows = said.flags[index + 1] if index + 1 < len(said.flags) else "--"
-            value = after if equals else (True if follows.startswith("--") else follows)
-    return value
 
 
 def launch(arguments: Sequence[str], wish: Launch) -> None:
@@ -86,10 +76,10 @@ def launch(arguments: Sequence[str], wish: Launch) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    from train.settings import config
+    from train.run import configure
 
     if wish.address is None:
-        config.parse(arguments)  # the workers find the same problems, on this machine, but ten seconds later
+        configure(arguments)  # the workers find the same problems, on this machine, but ten seconds later
     owns_ray = not ray.is_initialized()
     if owns_ray:
         _start(ray, wish)
@@ -180,11 +170,12 @@ def _work(job: dict[str, Any]) -> None:
             "Start it in one that all nodes of the cluster see."
         ) from error
     sys.argv = job["argv"]  # for run.json
-    from train.cli import dispatch
+    from train.run import configure, prepare_process, run
 
     notes, rank = Path(job["notes"]), os.environ["RANK"]
     try:
-        dispatch(["run", *words_of(job["arguments"], notes, rank)])
+        prepare_process()
+        run(configure(words_of(job["arguments"], notes, rank)))
     except UserError as error:
         (notes / f"refused-{rank}").write_text(str(error), encoding="utf-8")
         raise
@@ -206,9 +197,9 @@ def words_of(arguments: Sequence[str], notes: Path, rank: str) -> list[str]:
         return list(arguments)
     from train.loop.resume import find_checkpoint
 
-    said = gather(arguments, 1)
-    begun_elsewhere = str(_said(said, "resume_from_checkpoint")).lower() not in _RESUME_WORDS
-    if begun_elsewhere and find_checkpoint(Path(_said(said, "output_dir"))) is None:
+    said = look_up(arguments, ("resume_from_checkpoint", "output_dir"))
+    begun_elsewhere = str(said["resume_from_checkpoint"]).lower() not in _RESUME_WORDS
+    if begun_elsewhere and find_checkpoint(Path(said["output_dir"])) is None:
         return list(arguments)
     return [*arguments, "--resume_from_checkpoint", "true"]
 

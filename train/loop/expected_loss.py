@@ -45,11 +45,11 @@ class TokenLosses:
         self.total *= MEMORY
         self.count *= MEMORY
 
-    def state(self) -> dict[str, Tensor]:
-        """Return what `restore` takes, for a checkpoint."""
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what `load_state_dict` takes, for a checkpoint."""
         return {"total": self.total, "count": self.count}
 
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """Go on from another's `state`."""
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on from another's `state_dict`."""
         self.total.copy_(state["total"])
         self.count.copy_(state["count"])

@@ -1,7 +1,7 @@
 """Going on after a kill: the same documents in the same order, the same losses and the same counters.
 
 What enters: a trainer that is writing, or continuing from, a checkpoint. What leaves: `resume.json` in each checkpoint,
-and each rank's `token_losses_<rank>.pt`, beside what transformers saves (weights, optimizer, schedule, random states,
+and each rank's `run_state_<rank>.pt`, beside what transformers saves (weights, optimizer, schedule, random states,
 log lines): everything else that the next step or the next log line depends on, and the settings and data that the run
 was started with. A resume with others is refused with what changed.
 
@@ -23,6 +23,8 @@ from trl import SFTTrainer
 from common.errors import UserError
 from common.files import write_json
 from train.loop.checksums import CHECKSUMS_NAME, add_checksum, find_damage, write_checksums
+from train.loop.state import RunState
+from train.objectives.base import Objective
 
 RESUME_NAME = "resume.json"
 
@@ -122,9 +124,12 @@ def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 class ResumableTrainer(SFTTrainer):
     """TRL's trainer, with checkpoints that hold everything.
 
-    Its subclasses bring `redone`, `token_losses`, `curves` and `speed`.
-    `origin` is what the run was started from, beside its arguments: JSON values by name, such as the shards' hashes.
+    A subclass sets `objective` before, and `run_state` and `speed` after, this class's `__init__`. `origin` is what the
+    run was started from, beside its arguments: JSON values by name, such as the shards' hashes.
     """
+
+    objective: Objective
+    run_state: RunState
 
     def __init__(self, *arguments: Any, **keywords: Any):
         """Set TRL's trainer up."""
@@ -144,7 +149,8 @@ class ResumableTrainer(SFTTrainer):
         checkpoint = resume_from_checkpoint or None
         if checkpoint is True:
             checkpoint = find_checkpoint(Path(self.args.output_dir))
-        self.settings = training_settings(self.args, self.accelerator.num_processes)
+        own = self.objective.settings.resolved()
+        self.settings = training_settings(self.args, self.accelerator.num_processes) | json.loads(json.dumps(own))
         self.checkpoint = self.continued = None
         if checkpoint is not None:
             self.checkpoint = Path(checkpoint)
@@ -177,8 +183,8 @@ class ResumableTrainer(SFTTrainer):
     def _save_rng_state(self, output_dir: str) -> None:
         """Write what transformers does not, and wait until every rank has written its part."""
         super()._save_rng_state(output_dir)
-        if self.token_losses.count.any():  # not where nothing is guessed
-            torch.save(self.token_losses.state(), self._token_losses_path(Path(output_dir)))
+        if tensors := self.run_state.tensors():
+            torch.save(tensors, self._tensors_path(Path(output_dir)))
         content = self._progress()
         if self.args.should_save:
             write_json(Path(output_dir) / RESUME_NAME, content)
@@ -195,29 +201,27 @@ class ResumableTrainer(SFTTrainer):
             "settings": self.settings,
             "split": {name: getattr(self.args, name) for name in SPLIT} | {"processes": self.accelerator.num_processes},
             "origin": self.origin,
-            "redone": vars(self.redone),
+            "run_state": self.run_state.state_dict(self._sum_over_ranks),
             "num_tokens": self._total_train_tokens,
             "speed": self.speed.state(),
             "loss_total": before + self._total_loss_scalar + float(loss),
             "loss_since_log": float(loss),
             "last_logged_step": self._globalstep_last_logged,
             "metrics_since_log": dict(self._metrics["train"]),
-            "curves_since_log": self.curves.pending(self._sum_over_ranks),
         }
 
-    def _token_losses_path(self, checkpoint: Path) -> Path:
-        return checkpoint / f"token_losses_{self.args.process_index}.pt"
+    def _tensors_path(self, checkpoint: Path) -> Path:
+        return checkpoint / f"run_state_{self.args.process_index}.pt"
 
     def restore(self) -> None:
         """Take up what `resume.json` holds; the base class has just set its own counters to zero."""
         saved = self.continued
         if saved is None:
             return
-        for name, value in saved["redone"].items():
-            setattr(self.redone, name, value)
-        path = self._token_losses_path(self.checkpoint)
+        self.run_state.load_state_dict(saved["run_state"], self.accelerator.is_main_process, self.args.device)
+        path = self._tensors_path(self.checkpoint)
         if path.exists():  # not where there were fewer ranks, or nothing was guessed
-            self.token_losses.restore(torch.load(path, map_location="cpu", weights_only=True))
+            self.run_state.load_tensors(torch.load(path, map_location="cpu", weights_only=True))
         self._total_train_tokens = saved["num_tokens"]
         if "speed" in saved:  # not in checkpoints of earlier versions
             self.speed.restore(saved["speed"])
@@ -226,7 +230,6 @@ class ResumableTrainer(SFTTrainer):
         self._globalstep_last_logged = saved["last_logged_step"]
         self._metrics["train"].clear()
         self._metrics["train"].update(saved["metrics_since_log"])
-        self.curves.restore(saved["curves_since_log"], self.accelerator.is_main_process, self.args.device)
         # transformers keeps the intervals of the checkpoint and only warns; the flags of this run are meant.
         self.state.compute_steps(self.args, self.state.max_steps)
 

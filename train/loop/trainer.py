@@ -1,10 +1,21 @@
 """The trainer: TRL's `SFTTrainer` with an objective that is exact over the whole optimizer step.
 
-What enters: a model, a `GOConfig`, data sets of `data.py`. What leaves: a trained model and, at every logging step, the
-curves of the paper's figures 1 and 2. Every forward pass goes through the base class's own `compute_loss`, so its
-metrics, its fused LM head and its traps are TRL's; for `objective="sft"` its loss is too.
+What enters: a model, a `GOConfig`, an objective, data sets of `train.data`. What leaves: a trained model and, at every
+logging step, the curves of the paper's figures 1 and 2. Every forward pass goes through the base class's own
+`compute_loss`, so its metrics, its fused LM head and its traps are TRL's; for an objective that `is_base_trainers`, its
+loss is too.
 
-How the maximum over a split step stays exact is told in `step.py`.
+How one optimizer step travels:
+
+    get_batch_samples   fetches its micro-batches, counts tokens over all of them and all ranks, and where the objective
+                        decides something over the step, sums what its losses are expected to be
+    compute_loss        once a micro-batch: forward pass, `Tokens`, sums; then one of two ways to the loss:
+      _plain_loss         weights from tokens and counts alone; nothing else to do
+      _deciding_loss      weights under a guess of the decision; with the last micro-batch the truth is known, and
+                          those that ran under another decision are run again for the difference (`_correction`)
+    log                 reads the curves of the steps since the last line
+
+The bookkeeping is `step.py`, the guess `expected_loss.py`, checkpoints `resume.py`.
 """
 
 from contextlib import nullcontext
@@ -17,21 +28,24 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from common.errors import UserError, raise_together
-from train.data.collate import COUNTS, EXTRA_KEYS, IGNORED_LABEL, GroupCollator, with_groups
+from train.data.collate import COUNTS, EXTRA_KEYS, IGNORED_LABEL, GroupCollator
+from train.data.counts import Counts
 from train.data.held_out import TOKEN_NUMBER
-from train.data.loading import IMPORTANT, REFERENCE_LOSS
+from train.data.plan import GroupPlan
+from train.data.rows import TOKEN_COLUMNS
 from train.data.sampler import FilledDataset, filled_order
+from train.loop.anchor import Anchor
 from train.loop.devices import one_device
 from train.loop.expected_loss import TokenLosses
 from train.loop.held_out import HeldOutLosses
 from train.loop.isolation import check_isolation
+from train.loop.replay import random_state, replayed
 from train.loop.resume import ResumableTrainer
 from train.loop.sharding import keep_sums_exact, share_buckets
-from train.loop.step import Redone, Step, begin_step, random_state, replayed, wrong_batches
-from train.objectives import OBJECTIVES
-from train.objectives.base import worst_group
-from train.objectives.go import lambda_at
-from train.objectives.tokens import Counts, Sums, Tokens, sum_losses
+from train.loop.state import RunState
+from train.loop.step import Redone, Step, begin_step, wrong_batches
+from train.objectives.base import Moment, Objective
+from train.objectives.tokens import Sums, Tokens, group_sums, lay_out, with_losses
 from train.reports.curves import Curves
 from train.reports.speed import Speed, SpeedCallback
 from train.settings.config import GOConfig, world_size
@@ -39,17 +53,20 @@ from train.settings.refusals import parallelism_problems
 
 
 class GOTrainer(ResumableTrainer):
-    """SFT-GO: supervised fine-tuning with group optimization.
+    """SFT-GO: supervised fine-tuning with group optimization, or with any other registered objective.
 
     Args:
         model: the model, already loaded.
         args: the configuration.
-        train_dataset: rows of `input_ids`, `supervised` and, with groups, `important` or `reference_loss`.
+        objective: what is minimised, with its settings.
+        plan: how the rows' tokens got into groups.
+        train_dataset: rows of `input_ids`, `supervised` and what the plan adds.
         eval_dataset: the same, or None.
         processing_class: the tokenizer that the rows were made with.
         peft_config: as in TRL.
         callbacks: as in TRL.
-        compute_loss_func: as in TRL with objective sft; refused with the others, which it would bypass.
+        compute_loss_func: as in TRL with an objective that is the base trainer's; refused with the others, which it
+            would bypass.
 
     Raises:
         UserError: settings that contradict each other or would bypass the objective.
@@ -59,6 +76,8 @@ class GOTrainer(ResumableTrainer):
         self,
         model: PreTrainedModel,
         args: GOConfig,
+        objective: Objective,
+        plan: GroupPlan,
         train_dataset: Any,
         eval_dataset: Any = None,
         processing_class: PreTrainedTokenizerBase | None = None,
@@ -67,15 +86,15 @@ class GOTrainer(ResumableTrainer):
         compute_loss_func: Any = None,
     ):
         """Check the settings and set TRL's trainer up."""
-        problems = args.all_problems()
-        if compute_loss_func is not None and args.objective != "sft":
-            problems.append(f"compute_loss_func would bypass objective {args.objective}; pass none.")
+        problems = args.problems_with(objective)
+        if compute_loss_func is not None and not objective.is_base_trainers:
+            problems.append(f"compute_loss_func would bypass objective {objective.name}; pass none.")
         raise_together(problems)
         one_device(args)
-        self.objective = OBJECTIVES[args.objective](args)
+        self.objective, self.plan = objective, plan
         args.dataset_kwargs = {"skip_prepare_dataset": True}  # the rows are tokenized and cut already
         if args.padding_free and not args.packing:
-            args.max_length = None  # TRL refuses a length that it would not enforce; data.py has enforced it
+            args.max_length = None  # TRL refuses a length that it would not enforce; loading has enforced it
         super().__init__(
             model=model,
             args=args,
@@ -86,42 +105,47 @@ class GOTrainer(ResumableTrainer):
             callbacks=callbacks,
             compute_loss_func=compute_loss_func,
         )
-        if self._num_ranks < world_size():
-            raise UserError(
-                f"{world_size()} processes were started, but accelerate joined {self._num_ranks}: each would train "
-                "alone. Start them with torchrun, accelerate launch or --workers; on CPUs add --use_cpu true."
-            )
-        if args.fsdp and self.accelerator.distributed_type != DistributedType.FSDP:
-            raise UserError(
-                "--fsdp: accelerate shards only over several processes with an accelerator each, and would leave the "
-                "model whole here; remove the flag."
-            )
-        if args.objective != "sft":  # accelerate may have been configured elsewhere than in the arguments
+        self._check_processes()
+        if not objective.is_base_trainers:  # accelerate may have been configured elsewhere than in the arguments
             raise_together(parallelism_problems(self.accelerator.parallelism_config) + self._deepspeed_problems())
         keep_sums_exact(self.accelerator)
         if self.padding_free:
             check_isolation(self.model, self.data_collator, self.accelerator.autocast)
         # TRL refuses a collator of one's own with padding-free batches, so its own is wrapped after the fact.
-        self.data_collator = GroupCollator(self.data_collator, args.eta, args.resolved_select_over)
-        if args.objective != "sft":
-            self.loss_is_scaled_for_ga = True  # group means already take the whole step's counts
-        self.has_groups = bool({IMPORTANT, REFERENCE_LOSS} & set(train_dataset.column_names))
-        self.redone = Redone()
-        self.token_losses = TokenLosses(self.model.get_input_embeddings().num_embeddings, self.args.device)
-        self.curves = Curves(self.objective)
+        self.data_collator = GroupCollator(self.data_collator, plan, objective.select_over, Amounts(objective, plan))
+        if not objective.is_base_trainers:
+            self.loss_is_scaled_for_ga = True  # weights already take the whole step's counts
+        self.anchor = Anchor(self.model, self.accelerator) if "divergence" in objective.asks else None
+        num_ids = self.model.get_input_embeddings().num_embeddings
+        self.run_state = RunState(
+            objective, Curves(objective, plan.column is not None, plan.num_groups), TokenLosses(num_ids, args.device)
+        )
         self.held_out = HeldOutLosses()
         self.speed = Speed()
         self.add_callback(SpeedCallback(self))
         self._step: Step | None = None
 
+    def _check_processes(self) -> None:
+        if self._num_ranks < world_size():
+            raise UserError(
+                f"{world_size()} processes were started, but accelerate joined {self._num_ranks}: each would train "
+                "alone. Start them with torchrun, accelerate launch or --workers; on CPUs add --use_cpu true."
+            )
+        if self.args.fsdp and self.accelerator.distributed_type != DistributedType.FSDP:
+            raise UserError(
+                "--fsdp: accelerate shards only over several processes with an accelerator each, and would leave the "
+                "model whole here; remove the flag."
+            )
+
     def _deepspeed_problems(self) -> list[str]:
         """DeepSpeed counts backward passes to know when a step is over, so none can be added to a step."""
-        splits = self.args.gradient_accumulation_steps > 1 and self.objective.needs_worst_group(1.0)
+        splits = self.args.gradient_accumulation_steps > 1 and self.objective.decides(Moment())
         if not self.is_deepspeed_enabled or not splits:
             return []
         return [
-            "--deepspeed: with accumulated micro-batches, DeepSpeed cannot run those again whose worst group was "
-            "guessed wrong. Use FSDP2 (--fsdp true), --gradient_accumulation_steps 1, or --worst_over sample."
+            "--deepspeed: with accumulated micro-batches, DeepSpeed cannot run those again whose decision (such as the "
+            "worst group) was guessed wrong. Use FSDP2 (--fsdp true), --gradient_accumulation_steps 1, or an objective "
+            "that decides nothing over the step."
         ]
 
     def _wrap_model(self, *arguments, **keywords):
@@ -133,14 +157,28 @@ class GOTrainer(ResumableTrainer):
     def _num_ranks(self) -> int:
         return self.accelerator.num_processes
 
+    @property
+    def curves(self) -> Curves:
+        """The curves since the last log line."""
+        return self.run_state.curves
+
+    @property
+    def redone(self) -> Redone:
+        """How often a guess was wrong."""
+        return self.run_state.redone
+
+    @property
+    def moment(self) -> Moment:
+        """Where in the run the next step is."""
+        return Moment(self.state.global_step, self.state.max_steps)
+
     def _sum_over_ranks(self, values: Tensor) -> Tensor:
         return self.accelerator.reduce(values, reduction="sum") if self._num_ranks > 1 else values
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
-        self._signature_columns = list(
-            dict.fromkeys([*self._signature_columns, "supervised", IMPORTANT, REFERENCE_LOSS, TOKEN_NUMBER])
-        )
+        own = ("supervised", *TOKEN_COLUMNS, TOKEN_NUMBER)
+        self._signature_columns = list(dict.fromkeys([*self._signature_columns, *own]))
 
     def _get_dataloader(
         self, dataset, description, batch_size, sampler_fn=None, is_training=False, dataloader_key=None
@@ -160,12 +198,14 @@ class GOTrainer(ResumableTrainer):
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """Fetch the micro-batches of one optimizer step and count its tokens before any forward pass."""
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        weight, expected = self._lambda(), []
-        if self.objective.needs_worst_group(weight) and len(batches) > 1:
-            self.token_losses.fade()
+        moment, expected = self.moment, []
+        if self.objective.decides(moment) and len(batches) > 1:
+            self.run_state.token_losses.fade()
             expected = [self._expected_sums(batch) for batch in batches]
         counts = [Counts(*batch[COUNTS]) for batch in batches]
-        self._step = begin_step(batches, counts, weight, expected, self._num_ranks, self._sum_over_ranks, device)
+        self._step = begin_step(
+            self.objective, batches, counts, moment, expected, self._num_ranks, self._sum_over_ranks, device
+        )
         return batches, num_items
 
     def _expected_sums(self, batch: dict[str, Any]) -> Sums:
@@ -173,79 +213,91 @@ class GOTrainer(ResumableTrainer):
         batch = self._prepare_inputs(batch)
         labels = batch["labels"][:, 1:].flatten()
         supervised = labels != IGNORED_LABEL
-        loss = self.token_losses.expected(labels.clamp(min=0)) * supervised
-        return sum_losses(self._grouped(loss, supervised, batch))
-
-    def _lambda(self) -> float:
-        args = self.args
-        if args.objective != "go":
-            return 0.0
-        return lambda_at(
-            self.state.global_step, self.state.max_steps, args.resolved_lambda_max, args.resolved_lambda_min
-        )
+        loss = self.run_state.token_losses.expected(labels.clamp(min=0)) * supervised
+        unknown = {name: torch.zeros_like(loss) for name in self.objective.asks}
+        return self._sums(self._tokens(loss, supervised, batch, unknown))
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Return one micro-batch's share of the step's loss; sums for the curves are kept on the way."""
         extra = {key: inputs.pop(key, None) for key in EXTRA_KEYS}
         if not self.model.training:
-            result, outputs = self._forward(model, inputs, return_outputs, num_items_in_batch)
-            tokens = self._tokens(outputs, extra)
+            result, _, tokens = self._forward(model, inputs, extra, return_outputs, num_items_in_batch)
             if extra.get(TOKEN_NUMBER) is not None:
                 self.held_out.add(self.state.global_step, extra[TOKEN_NUMBER], tokens.loss, tokens.supervised)
-            sums = sum_losses(tokens, self.objective.needs_document_sums)
-            self.curves.add_evaluation(sums, Counts(*extra[COUNTS]))
+            self.curves.add_evaluation(self._sums(tokens), Counts(*extra[COUNTS]))
             return result
-        loss = self._step_loss(model, inputs, extra, num_items_in_batch)
+        way = self._deciding_loss if self.objective.decides(self._step.moment) else self._plain_loss
+        loss = way(model, inputs, extra, num_items_in_batch)
         return (loss, None) if return_outputs else loss
 
-    def _forward(self, model, inputs, return_outputs, num_items) -> tuple[Any, Any]:
-        """Run the base class's `compute_loss` and return what it returns and the model's fused outputs."""
+    def _forward(self, model, inputs, extra, return_outputs, num_items) -> tuple[Any, Any, Tokens]:
+        """Run the base class's `compute_loss`; return what it returns, the model's fused outputs, and the tokens."""
         seen = []
 
         def recorded(*args, **kwargs):
             seen.append(model(*args, **kwargs))
             return seen[-1]
 
-        result = super().compute_loss(recorded, inputs, return_outputs=return_outputs, num_items_in_batch=num_items)
-        return result, next(outputs for outputs in reversed(seen) if getattr(outputs, "log_probs", None) is not None)
+        with self.anchor.recording() if self.anchor else nullcontext():
+            result = super().compute_loss(recorded, inputs, return_outputs=return_outputs, num_items_in_batch=num_items)
+        outputs = next(outputs for outputs in reversed(seen) if getattr(outputs, "log_probs", None) is not None)
+        return result, outputs, self._observed(outputs, inputs, extra)
 
-    def _tokens(self, outputs: Any, extra: dict[str, Any]) -> Tokens:
-        """Put losses and groups side by side: position j - 1 of the outputs predicts token j."""
-        return self._grouped(-outputs.log_probs.float().flatten(), outputs.label_mask.flatten(), extra)
+    def _observed(self, outputs: Any, inputs: dict[str, Any], extra: dict[str, Any]) -> Tokens:
+        """Put what a forward pass gave beside what the batch knows: position j - 1 of the outputs predicts token j."""
+        more = {}
+        if "entropy" in self.objective.asks:
+            more["entropy"] = outputs.entropy.detach().float().flatten()
+        if self.anchor is not None:
+            more["divergence"] = self.anchor.divergence(inputs, outputs.label_mask).flatten()
+        return self._tokens(-outputs.log_probs.float().flatten(), outputs.label_mask.flatten(), extra, more)
 
-    def _grouped(self, loss: Tensor, supervised: Tensor, extra: dict[str, Any]) -> Tokens:
-        return with_groups(loss, supervised, extra, self.args.resolved_select_over)
+    def _tokens(self, loss: Tensor, supervised: Tensor, extra: dict[str, Any], more: dict[str, Tensor]) -> Tokens:
+        tokens = lay_out(supervised, extra, self.plan.num_groups)
+        return with_losses(tokens, extra, self.objective.select_over, loss, **more)
 
-    def _step_loss(self, model, inputs, extra, num_items) -> Tensor:
+    def _sums(self, tokens: Tokens) -> Sums:
+        groups, own = group_sums(tokens), self.objective.statistics(tokens)
+        return Sums(groups, groups[:0] if own is None else own)
+
+    def _plain_loss(self, model, inputs, extra, num_items) -> Tensor:
+        """The loss of an objective whose weights follow from the tokens and the step's counts."""
         step, objective = self._step, self.objective
-        decides = objective.needs_worst_group(step.weight)
-        is_last, is_split = step.is_last, decides and step.num_batches > 1
+        is_last = step.is_last
+        base_loss, outputs, tokens = self._forward(model, inputs, extra, False, num_items)
+        step.sums.append(self._sums(tokens))
+        if objective.is_plain_mean(step.moment) and (num_items is not None or objective.is_base_trainers):
+            loss = base_loss
+        else:
+            loss = self._scaled(objective.loss(tokens, step.counts, None, step.moment), outputs)
+        if is_last:
+            sums = step.finish(self._sum_over_ranks)[0] if objective.keeps_state else step.local_sums()
+            self._end_step(sums, is_reduced=objective.keeps_state)
+        return loss
+
+    def _deciding_loss(self, model, inputs, extra, num_items) -> Tensor:
+        """The loss of an objective whose weights follow from what the whole step decides, such as its worst group."""
+        step, objective = self._step, self.objective
+        is_last, is_split = step.is_last, step.num_batches > 1
         labels = inputs["labels"][:, 1:].flatten()
         if is_split and not is_last:
             step.random_states.append(random_state(self.args.device))
         # Until the truth is known, the last pass must not arm the gradient exchange: others may have to run before it.
         with self._no_sync(model) if is_split and is_last else nullcontext():
-            base_loss, outputs = self._forward(model, inputs, False, num_items)
-        tokens = self._tokens(outputs, extra)
-        step.sums.append(sum_losses(tokens, objective.needs_document_sums))
+            base_loss, outputs, tokens = self._forward(model, inputs, extra, False, num_items)
+        step.sums.append(self._sums(tokens))
         if is_split:
-            self.token_losses.learn(labels.clamp(min=0), tokens.loss.detach(), tokens.supervised)
-        if not decides:
-            if is_last:
-                self.curves.add_step(step.local_sums(), step.counts, step.weight, is_reduced=False)
-            if objective.is_plain_mean(step.weight) and (num_items is not None or not objective.needs_groups):
-                return base_loss
-            return self._scaled(objective.loss(tokens, step.counts, step.weight, None), outputs)
+            self.run_state.token_losses.learn(labels.clamp(min=0), tokens.loss.detach(), tokens.supervised)
         if not is_last:
             step.guesses.append(step.guess())
-            return self._scaled(objective.loss(tokens, step.counts, step.weight, step.guesses[-1]), outputs)
+            return self._scaled(objective.loss(tokens, step.counts, step.guesses[-1], step.moment), outputs)
         sums, guessed = step.finish(self._sum_over_ranks)
-        worst = worst_group(sums, step.counts)
-        self.curves.add_step(sums, step.counts, step.weight, is_reduced=True)
-        loss = self._scaled(objective.loss(tokens, step.counts, step.weight, worst), outputs)
+        decision = objective.decide(sums, step.counts, step.moment)
+        loss = self._scaled(objective.loss(tokens, step.counts, decision, step.moment), outputs)
+        self._end_step(sums, is_reduced=True)
         if not is_split:
             return loss
-        wrong = wrong_batches(guessed, int(worst), self._num_ranks)
+        wrong = wrong_batches(guessed, decision, self._num_ranks)
         self.redone.note(len(wrong))
         if not wrong:
             _arm_gradient_exchange(model, loss)
@@ -254,7 +306,14 @@ class GOTrainer(ResumableTrainer):
             self.accelerator.backward(loss)
         loss = loss.detach()
         del base_loss, outputs, tokens  # free the pass's activations before the others run again
-        return loss + self._correction(model, step, wrong, worst)
+        return loss + self._correction(model, step, wrong, decision)
+
+    def _end_step(self, sums: Sums, is_reduced: bool) -> None:
+        """Keep a finished step's sums, and let the objective take them in."""
+        step = self._step
+        if self.objective.keeps_state:
+            self.objective.advance(sums, step.counts)
+        self.curves.add_step(sums, step.counts, step.moment, is_reduced)
 
     def _no_sync(self, model) -> Any:
         """Return the context in which backward passes keep their gradients to this rank, as the base class does."""
@@ -262,7 +321,7 @@ class GOTrainer(ResumableTrainer):
             return self._defer_fsdp_gradient_reduction()
         return self.accelerator.no_sync(model)
 
-    def _correction(self, model, step: Step, wrong: list[int], worst: Tensor) -> Tensor:
+    def _correction(self, model, step: Step, wrong: list[int], decision: Tensor) -> Tensor:
         """Return what the micro-batches run under a wrong guess lack: the sum of loss(truth) - loss(guess).
 
         The backward pass of all but the last one is run here; the caller's, of the last one, exchanges the gradients.
@@ -274,11 +333,12 @@ class GOTrainer(ResumableTrainer):
             is_last = index == wrong[-1]
             exchange = nullcontext() if is_last else self._no_sync(model)
             with replayed(step.random_states[index], self.args.device), exchange:
-                outputs = model(**inputs, use_cache=False, fused_lm_head=True)
-                tokens = self._tokens(outputs, extra)
+                with self.anchor.recording() if self.anchor else nullcontext():
+                    outputs = model(**inputs, use_cache=False, fused_lm_head=True)
+                tokens = self._observed(outputs, inputs, extra)
                 right, guessed = (
-                    self.objective.loss(tokens, step.counts, step.weight, group)
-                    for group in (worst, step.guesses[index])
+                    self.objective.loss(tokens, step.counts, under, step.moment)
+                    for under in (decision, step.guesses[index])
                 )
                 difference = (right - guessed) * self._num_ranks
                 if not is_last:
@@ -296,7 +356,7 @@ class GOTrainer(ResumableTrainer):
 
     def forget_evaluation(self) -> None:
         """Drop what an evaluation has left for its log line."""
-        self.curves.flush_evaluation(lambda values: values, 0.0, self.has_groups)
+        self.curves.flush_evaluation(lambda values: values, self.moment)
         self._metrics["eval"].clear()
 
     def tokens_so_far(self) -> tuple[int, int]:
@@ -306,13 +366,25 @@ class GOTrainer(ResumableTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the curves to what the base class logs."""
         if self.model.training:
-            logs.update(self.curves.flush_steps(self._sum_over_ranks, self.has_groups))
+            logs.update(self.curves.flush_steps(self._sum_over_ranks))
             logs.update(self.speed.flush())
-            if self.objective.needs_worst_group(1.0) and self.args.gradient_accumulation_steps > 1:
+            if self.objective.decides(Moment()) and self.args.gradient_accumulation_steps > 1:
                 logs["redone_steps"] = self.redone.num_redone_steps
         else:
-            logs.update(self.curves.flush_evaluation(self._sum_over_ranks, self._lambda(), self.has_groups))
+            logs.update(self.curves.flush_evaluation(self._sum_over_ranks, self.moment))
         super().log(logs, start_time)
+
+
+class Amounts:
+    """An objective's own counts of a batch, for the collator; travels to the data loader's workers."""
+
+    def __init__(self, objective: Objective, plan: GroupPlan):
+        """Ask `objective` about rows of `plan`."""
+        self.objective, self.num_groups = objective, plan.num_groups
+
+    def __call__(self, supervised: Tensor, batch: dict[str, Any]) -> tuple[float, ...]:
+        """Return the amounts of bool [R, C] supervised tokens and what the collator knows of them."""
+        return self.objective.amounts(lay_out(supervised[:, 1:].flatten(), batch, self.num_groups))
 
 
 def _arm_gradient_exchange(model: Any, loss: Tensor) -> None:

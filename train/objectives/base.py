@@ -1,75 +1,195 @@
-"""What every objective is: one class, one registry line in `__init__.py`.
+"""What every objective is: one class with its flags, and one registry line in `__init__.py`.
 
-The maximum of eq. 4 is not additive, so a step that is split over micro-batches and ranks cannot take it part by part.
-Each objective is therefore written twice. `value` is the paper's equation over sums of the whole step. `loss` is one
-micro-batch's share of a function that is linear in the token losses once the worst group is known, and the shares of
-all micro-batches and ranks add up to `value`, and their gradients to its gradient. The contract tests hold every
-registered objective to this.
+A maximum over groups is not additive, so a step that is split over micro-batches and ranks cannot take it part by part.
+An objective therefore says four things, and one machinery (`train.loop`) makes any of them exact over any split:
+
+    statistics(tokens)                        sums that add up over micro-batches and ranks
+    decide(sums, counts, moment)              what the whole step must agree on: the worst group, group weights, nothing
+    weights(tokens, counts, decision, moment) detached weights of the tokens: the step's loss is the sum of
+                                              weight × token loss, over all its micro-batches and ranks
+    value(sums, counts, moment)               the same objective's number from the sums, for logs and evaluation
+
+Given the decision, the loss is linear in the token losses, so the shares of all parts add up to `value`, and their
+gradients to its gradient. The contract tests hold every registered objective to this. Nothing here imports torch, so
+that `train run --help` can list objectives with their flags.
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from torch import Tensor
+from train.data.counts import Counts
+from train.data.plan import Needs
+from train.objectives.tokens import Sums, Tokens
 
-from train.objectives.tokens import Counts, Sums, Tokens
-from train.settings.flags import ObjectiveSettings
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-@dataclass(frozen=True)
+class Moment(NamedTuple):
+    """Where in the run a step is: schedules read it."""
+
+    step: int = 0  # optimizer steps done before this one
+    num_steps: int = 1  # of the whole run
+
+
+@dataclass
+class Settings:
+    """An objective's own settings; the fields of a subclass are its flags, with a text for `--help` in `help`."""
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with these settings, one sentence each, naming the flag."""
+        return []
+
+    def resolved(self) -> dict[str, Any]:
+        """Return the settings as they act, for `run.json`."""
+        return asdict(self)
+
+
 class Objective(ABC):
     """What is minimised."""
 
-    settings: ObjectiveSettings
-
     name: ClassVar[str]
-    needs_groups: ClassVar[bool] = True
-    needs_document_sums: ClassVar[bool] = False  # whether `value` reads `Sums.worst_of_documents`
+    summary: ClassVar[str]  # what is minimised, in a line for `--help`
+    paper: ClassVar[str]
+    Settings: ClassVar[type[Settings]] = Settings
+    # The loss is the base trainer's own, computed by it; settings that change that loss are then allowed.
+    is_base_trainers: ClassVar[bool] = False
+    asks: ClassVar[frozenset[str]] = frozenset()  # fields of `Tokens` beyond the losses: "entropy", "divergence"
+    keeps_state: ClassVar[bool] = False  # `advance` is to be called after every step
 
-    def needs_worst_group(self, weight: float) -> bool:
-        """Return whether `loss` takes the whole step's worst group, with `weight` the lambda of the step."""
+    def __init__(self, settings: Any = None):
+        """Take settings without problems, by default the defaults."""
+        self.settings = self.Settings() if settings is None else settings
+
+    # What it asks of the shards
+
+    @property
+    def needs(self) -> Needs:
+        """What the shards must hold; by default nothing, and groups only serve the curves."""
+        return Needs()
+
+    @property
+    def select_over(self) -> str:
+        """Over what dynamic groups are ranked: "document" or "batch"."""
+        return getattr(self.settings, "select_over", "document")
+
+    def amounts(self, tokens: Tokens) -> tuple[float, ...]:
+        """Return numbers of a micro-batch that need no losses and add up, such as the sum of token weights."""
+        return ()
+
+    # The mathematics
+
+    def statistics(self, tokens: Tokens) -> "Tensor | None":
+        """Return the objective's own sums over a micro-batch, [S] (see `exact`), beside the groups' sums of l."""
+        return None
+
+    def decides(self, moment: Moment) -> bool:
+        """Return whether `weights` needs what the whole step's sums decide."""
         return False
 
-    def is_plain_mean(self, weight: float) -> bool:
-        """Return whether the objective is the mean over all supervised tokens at this lambda: the base class's own."""
-        return False
+    def decide(self, sums: Sums, counts: Counts, moment: Moment) -> "Tensor":
+        """Return what the step agrees on, numbers without gradient; needs no wait for the device.
+
+        Args:
+            sums: of the whole step, or what they are expected to be while it is under way.
+            counts: of the whole step, over all micro-batches and ranks.
+            moment: the step's.
+        """
+        raise NotImplementedError
 
     @abstractmethod
-    def loss(self, tokens: Tokens, counts: Counts, weight: float, worst: Tensor | int | None) -> Tensor:
-        """Return one micro-batch's share of the objective, differentiable, float32 without dimensions.
+    def weights(self, tokens: Tokens, counts: Counts, decision: "Tensor | None", moment: Moment) -> "Tensor":
+        """Return each token's weight, float32 [T], detached; what it is where not supervised does not matter.
 
         Args:
             tokens: the micro-batch.
             counts: of the whole step, over all micro-batches and ranks.
-            weight: lambda, in [0, 1].
-            worst: the step's worst group, 0 or 1, where `needs_worst_group`; else None.
+            decision: of `decide`, where `decides`; else None.
+            moment: the step's.
         """
 
+    def divisor(self, counts: Counts) -> float:
+        """Return a number that all weights are divided by, where rounding once, at the end, is wanted."""
+        return 1
+
+    def token_loss(self, tokens: Tokens) -> "Tensor":
+        """Return what the weights multiply, float32 [T], differentiable: by default the cross-entropy."""
+        assert tokens.loss is not None
+        return tokens.loss
+
     @abstractmethod
-    def value(self, sums: Sums, counts: Counts, weight: float) -> Tensor:
-        """Return the objective's value over a whole step (or a whole evaluation set) from its sums."""
+    def value(self, sums: Sums, counts: Counts, moment: Moment) -> "Tensor":
+        """Return the objective's value over a whole step, or a whole evaluation set, from its sums."""
+
+    def is_plain_mean(self, moment: Moment) -> bool:
+        """Return whether the objective is the mean over all supervised tokens now: the base trainer's own loss."""
+        return self.is_base_trainers
+
+    def loss(self, tokens: Tokens, counts: Counts, decision: "Tensor | None", moment: Moment) -> "Tensor":
+        """Return one micro-batch's share of the step's loss, differentiable, float32 without dimensions."""
+        weights = self.weights(tokens, counts, decision, moment) * tokens.supervised
+        return (self.token_loss(tokens) * weights).sum() / self.divisor(counts)
+
+    # State, from step to step
+
+    def advance(self, sums: Sums, counts: Counts) -> None:  # noqa: B027 (nothing to do by default)
+        """Take in a finished step's sums over all ranks, where `keeps_state`."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the next step depends on beside the moment, as JSON values."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 (the same)
+        """Go on from another's `state_dict`."""
+
+    # What is said of it
+
+    def curves(self, moment: Moment) -> "dict[str, float | Tensor]":
+        """Return what is logged at a step beside the groups' losses, such as lambda."""
+        return {}
+
+    def describe(self) -> Sequence[tuple[str, str]]:
+        """Return lines for the preflight report: names with texts."""
+        return [("objective", self.name)]
 
 
-def worst_group(sums: Sums, counts: Counts) -> Tensor:
-    """Return the group with the larger mean loss, int64 without dimensions (paper eq. 4); needs no host-device wait.
+def worst_group(sums: Sums, counts: Counts) -> "Tensor":
+    """Return the group with the largest mean loss, int64 without dimensions (paper eq. 4); needs no wait.
 
-    An empty group cannot be the worst. With equal means the important group is taken. With two empty groups, 0.
+    An empty group cannot be the worst. Among equal means the last group, the most important one, is taken. Without any
+    token, 0.
     """
-    important = sums.important / max(counts.important, 1)
-    unimportant = sums.unimportant / max(counts.unimportant, 1)
-    if counts.important == 0 or counts.unimportant == 0:
-        return (important * 0 + (1 if counts.important else 0)).long()
-    return (important >= unimportant).long()
+    import torch
+
+    worst = torch.zeros((), dtype=torch.int64, device=sums.groups.device)
+    largest = None
+    for group, size in enumerate(counts.groups):
+        if size <= 0:
+            continue
+        mean = sums.groups[group] / size
+        if largest is None:
+            worst, largest = worst + group, mean
+        else:
+            is_worse = mean >= largest
+            worst, largest = torch.where(is_worse, group, worst), torch.where(is_worse, mean, largest)
+    return worst
 
 
-def mean_loss(sums: Sums, counts: Counts) -> Tensor:
+def group_means(sums: Sums, counts: Counts) -> "Tensor":
+    """Return the mean of l over each group, [G]; 0 where a group is empty."""
+    import torch
+
+    sizes = [size if size > 0 else float("inf") for size in counts.groups]
+    return torch.stack([sums.groups[group] / size for group, size in enumerate(sizes)])
+
+
+def mean_loss(sums: Sums, counts: Counts) -> "Tensor":
     """Return the mean of l over B; 0 when B is empty."""
-    return (sums.important + sums.unimportant) / max(counts.supervised, 1)
+    return sums.groups.sum() / max(counts.supervised, 1)
 
 
-def worst_loss(sums: Sums, counts: Counts) -> Tensor:
-    """Return max(mean of l over G1, mean of l over G0) (paper eq. 4); an empty group is left out."""
-    worst = worst_group(sums, counts)
-    important = sums.important / max(counts.important, 1)
-    return important * worst + sums.unimportant / max(counts.unimportant, 1) * (1 - worst)
+def worst_loss(sums: Sums, counts: Counts) -> "Tensor":
+    """Return the largest mean of l over a group (paper eq. 4); an empty group is left out."""
+    return group_means(sums, counts)[worst_group(sums, counts)]

@@ -1,30 +1,34 @@
-"""Plain supervised fine-tuning: the mean cross-entropy over the supervised tokens."""
+"""Plain supervised fine-tuning: the mean cross-entropy over the supervised tokens.
 
-from typing import ClassVar
+L = 1/|B| sum_B l_j
+"""
 
-from torch import Tensor
+from typing import TYPE_CHECKING
 
-from train.objectives.base import Objective, mean_loss
-from train.objectives.tokens import Counts, Sums, Tokens
+from train.data.counts import Counts
+from train.objectives.base import Moment, Objective, mean_loss
+from train.objectives.tokens import Sums, Tokens
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class SupervisedMean(Objective):
-    """L = mean of l over B.
+    """The mean of l over B. Training takes the base trainer's own loss; this is the same number."""
 
-    Training takes the base trainer's own loss (`is_plain_mean`); this is the same number.
-    """
+    name = "sft"
+    summary = "the mean loss of the supervised tokens: TRL's own path, unchanged"
+    paper = ""
+    is_base_trainers = True
 
-    name: ClassVar[str] = "sft"
-    needs_groups: ClassVar[bool] = False
+    def weights(self, tokens: Tokens, counts: Counts, decision: "Tensor | None", moment: Moment) -> "Tensor":
+        """Return 1 for every token."""
+        return tokens.supervised.float()
 
-    def is_plain_mean(self, weight: float) -> bool:
-        """Return True."""
-        return True
+    def divisor(self, counts: Counts) -> float:
+        """Return |B|."""
+        return max(counts.supervised, 1)
 
-    def loss(self, tokens: Tokens, counts: Counts, weight: float, worst: Tensor | int | None) -> Tensor:
-        """Return sum(l) / |B|."""
-        return (tokens.loss * tokens.supervised).sum() / max(counts.supervised, 1)
-
-    def value(self, sums: Sums, counts: Counts, weight: float) -> Tensor:
+    def value(self, sums: Sums, counts: Counts, moment: Moment) -> "Tensor":
         """Return the mean of l over B."""
         return mean_loss(sums, counts)

@@ -1,117 +1,141 @@
-"""What an objective works on: the predicted tokens of one micro-batch, and the counts of the whole step.
+"""What an objective works on: the predicted tokens of one micro-batch, and sums over the whole step.
 
-What enters: per-token losses of one forward pass, already shifted, so that loss, group and document of a position all
-belong to the token predicted there. What leaves: sums that add up over micro-batches, ranks and evaluation batches.
-Next: an objective turns tokens and counts into a loss, and sums into the same loss's value.
+What enters: a batch of the collator, and the per-token losses of one forward pass, already shifted, so that loss, group
+and document of a position all belong to the token predicted there. What leaves: sums that add up over micro-batches,
+ranks and evaluation batches. Next: an objective turns tokens and counts into weights, and sums into its own value.
 
-Symbols: B all supervised tokens of one optimizer step, G1 and G0 its important and unimportant ones, l_j the
-cross-entropy of token j in nats.
+Symbols: B all supervised tokens of one optimizer step, G_g its tokens of group g (G1 the important ones where there are
+two), l_j the cross-entropy of token j in nats.
 """
 
-from dataclasses import dataclass, fields
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-from torch import Tensor
+from train.data.counts import Counts
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """The tokens of one micro-batch, flattened; T positions, padding included."""
+    """The tokens of one micro-batch, flattened; T positions, padding included.
 
-    loss: Tensor  # float32 [T], nats, differentiable; 0 where not supervised
-    supervised: Tensor  # bool [T]: the position is in B
-    important: Tensor  # bool [T]: the position is in G1, a part of B
-    document: Tensor  # int64 [T], in [0, num_documents)
+    What the objective did not ask for is None; the losses too, where it is asked for `amounts`, before any pass.
+    """
+
+    supervised: "Tensor"  # bool [T]: the position is in B
+    document: "Tensor"  # int64 [T], in [0, num_documents)
     num_documents: int
+    num_groups: int = 1
+    loss: "Tensor | None" = None  # float32 [T], nats, differentiable; 0 where not supervised
+    group: "Tensor | None" = None  # int64 [T], in [0, num_groups); 0 where not supervised
+    share: "Tensor | None" = None  # float32 [T]: with soft groups, how much of the token is in group 1
+    score: "Tensor | None" = None  # float32 [T]
+    reference_loss: "Tensor | None" = None  # float32 [T], nats
+    entropy: "Tensor | None" = None  # float32 [T], nats, detached: of the model's own prediction
+    divergence: "Tensor | None" = None  # float32 [T], nats, differentiable: KL(base model || model)
+
+    def share_of(self, group: int) -> "Tensor":
+        """Return how much of each token is in a group: bool [T], or float32 [T] with soft groups."""
+        if self.share is not None:
+            return self.share if group == 1 else (1 - self.share) * self.supervised
+        if self.group is None:
+            return self.supervised
+        return (self.group == group) & self.supervised
 
 
-class Counts(NamedTuple):
-    """Number of tokens and documents; over a whole optimizer step where an objective takes them."""
+class Sums(NamedTuple):
+    """Sums over the same tokens as a `Counts`, float64 (float32 on MPS)."""
 
-    supervised: int = 0  # |B|
-    important: int = 0  # |G1|
-    documents: int = 0  # documents with at least one token in B
-
-    @property
-    def unimportant(self) -> int:
-        """|G0|."""
-        return self.supervised - self.important
-
-    def plus(self, other: "Counts") -> "Counts":
-        """Return the element-wise sum."""
-        return Counts(*(a + b for a, b in zip(self, other, strict=True)))
-
-
-@dataclass(frozen=True)
-class Sums:
-    """Sums of losses over the same tokens as a `Counts`, float64 tensors without dimensions (float32 on MPS)."""
-
-    important: Tensor  # sum of l over G1
-    unimportant: Tensor  # sum of l over G0
-    worst_of_documents: Tensor  # sum over documents of max(mean of l over its G1, mean of l over its G0)
+    groups: "Tensor"  # [G]: the sum of l over each group
+    own: "Tensor"  # [S]: the objective's own `statistics`
 
     def plus(self, other: "Sums") -> "Sums":
         """Return the element-wise sum."""
-        return Sums(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+        return Sums(self.groups + other.groups, self.own + other.own)
 
     def minus(self, other: "Sums") -> "Sums":
         """Return the element-wise difference."""
-        return Sums(*(getattr(self, f.name) - getattr(other, f.name) for f in fields(self)))
+        return Sums(self.groups - other.groups, self.own - other.own)
 
-    def stack(self) -> Tensor:
-        """Return float64 [3], in the order of the fields."""
-        return torch.stack([getattr(self, f.name) for f in fields(self)])
+    def stack(self) -> "Tensor":
+        """Return all sums in one vector [G + S]."""
+        import torch
+
+        return torch.cat([self.groups, self.own])
 
     @staticmethod
-    def unstack(values: Tensor) -> "Sums":
+    def unstack(values: "Tensor", num_groups: int) -> "Sums":
         """Invert `stack`."""
-        return Sums(*values.unbind())
+        return Sums(values[:num_groups], values[num_groups:])
 
 
-def count_tokens(tokens: Tokens) -> Counts:
-    """Return the counts of one micro-batch (waits for the device: for tests and small inputs)."""
-    documents = document_means(tokens).present.any(dim=0).sum()
-    return Counts(int(tokens.supervised.sum()), int(tokens.important.sum()), int(documents))
+def exact(values: "Tensor") -> "Tensor":
+    """Return detached values in the precision of sums."""
+    import torch
+
+    values = values.detach()
+    return values.to(torch.float32 if values.device.type == "mps" else torch.float64)  # MPS has no float64
 
 
-class DocumentMeans(NamedTuple):
-    """Group means of each document."""
+def group_sums(tokens: Tokens) -> "Tensor":
+    """Return the sum of l over each group, [G]."""
+    import torch
 
-    mean: Tensor  # float32 [2, num_documents], row g = group g; 0 where the group is empty
-    size: Tensor  # float32 [2, num_documents]
-    present: Tensor  # bool [2, num_documents]
-
-
-def document_means(tokens: Tokens) -> DocumentMeans:
-    """Return each document's mean loss over its unimportant (row 0) and important (row 1) tokens, detached."""
-    slot = tokens.document + tokens.num_documents * tokens.important.long()
-    weight = tokens.supervised.to(torch.float32)
-    zeros = torch.zeros(2 * tokens.num_documents, dtype=torch.float32, device=tokens.loss.device)
-    size = zeros.index_add(0, slot, weight)
-    total = zeros.index_add(0, slot, tokens.loss.detach().float() * weight)
-    mean = total / size.clamp(min=1)
-    return DocumentMeans(*(x.view(2, -1) for x in (mean, size, size > 0)))
-
-
-def worst_of_documents(means: DocumentMeans) -> tuple[Tensor, Tensor]:
-    """Return each document's worst group (int64 [num_documents]) and that group's mean (float32).
-
-    An empty group cannot be the worst; equal means make the important group the worst; a document without supervised
-    tokens gives 0.
-    """
-    filled = means.mean.masked_fill(~means.present, float("-inf"))
-    worst = (filled[1] >= filled[0]).long() * means.present[1].long()
-    return worst, means.mean.gather(0, worst[None])[0]
-
-
-def sum_losses(tokens: Tokens, with_documents: bool = False) -> Sums:
-    """Return the detached sums of one micro-batch; the sum over documents only where it is asked for."""
-    exact = torch.float32 if tokens.loss.device.type == "mps" else torch.float64  # MPS has no float64
-    loss = tokens.loss.detach().to(exact)
-    important = (loss * tokens.important).sum()
+    assert tokens.loss is not None
+    loss = exact(tokens.loss)
     total = (loss * tokens.supervised).sum()
-    of_documents = torch.zeros_like(total)
-    if with_documents:
-        of_documents = worst_of_documents(document_means(tokens))[1].to(exact).sum()
-    return Sums(important, total - important, of_documents)
+    others = [(loss * tokens.share_of(group)).sum() for group in range(1, tokens.num_groups)]
+    rest = total
+    for other in others:
+        rest = rest - other
+    return torch.stack([rest, *others])
+
+
+def count_tokens(tokens: Tokens, own: tuple[float, ...] = ()) -> Counts:
+    """Return the counts of one micro-batch (waits for the device: for tests and small inputs)."""
+    total = int(tokens.supervised.sum())
+    others = [tokens.share_of(group).sum().item() for group in range(1, tokens.num_groups)]
+    documents = len(tokens.document[tokens.supervised].unique())
+    return Counts(total, documents, (total - sum(others), *others), own)
+
+
+def lay_out(supervised: "Tensor", extra: dict[str, Any], num_groups: int) -> Tokens:
+    """Return the tokens of a batch as far as they are known before a forward pass: position j - 1 predicts token j.
+
+    Args:
+        supervised: bool [R · (C - 1)].
+        extra: what the collator gave beside TRL's entries, [R, C].
+        num_groups: how many groups the plan makes.
+    """
+    document = extra["document"][:, 1:].flatten()
+    assert supervised.shape == document.shape, "the model must return one prediction for every token but the first"
+    known = {
+        name: extra[name][:, 1:].flatten()
+        for name in ("group", "share", "score", "reference_loss")
+        if extra.get(name) is not None
+    }
+    return Tokens(supervised, document, extra["num_documents"], num_groups, **known)
+
+
+def with_losses(tokens: Tokens, extra: dict[str, Any], select_over: str, loss: "Tensor", **more: Any) -> Tokens:
+    """Put losses beside the tokens, and groups too where they follow from the losses.
+
+    Args:
+        tokens: of `lay_out`.
+        extra: as there.
+        select_over: over what dynamic groups are ranked, "document" or "batch".
+        loss: float32 [T], nats.
+        more: `entropy` and `divergence`, where the objective asks for them.
+    """
+    import torch
+
+    from train.objectives.excess import select_top
+
+    tokens = replace(tokens, loss=loss, **more)
+    if extra.get("num_selected") is None:
+        return tokens
+    excess = loss.detach() - tokens.reference_loss
+    over = tokens.document if select_over == "document" else torch.zeros_like(tokens.document)
+    return replace(tokens, group=select_top(excess, tokens.supervised, over, extra["num_selected"]).long())

@@ -11,6 +11,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from train.reports.curves import group_curves
+
 METRICS_NAME = "metrics.jsonl"
 GROUP_NAMES = {0.0: "unimportant", 1.0: "important"}
 
@@ -48,14 +50,13 @@ class ConsoleCallback(TrainerCallback):
 
 def _curves(logs: dict[str, float]) -> str:
     parts = [f"loss {logs['loss']:.4f}"]
+    of_groups = [name.removeprefix("loss_") for name in group_curves(logs)]
     parts += [
-        f"{label} {logs[name]:.4f}"
-        for name, label in (("loss_all", "all"), ("loss_important", "important"), ("loss_unimportant", "unimportant"))
-        if name in logs
+        f"{name.replace('_', ' ')} {logs[f'loss_{name}']:.4f}" for name in ("all", *of_groups) if f"loss_{name}" in logs
     ]
     if "worst_group" in logs:
         worst = logs["worst_group"]
-        parts.append(f"worst {GROUP_NAMES.get(worst, f'{worst:.2f}')}")
+        parts.append(f"worst {GROUP_NAMES.get(worst, f'{worst:.2f}') if len(of_groups) <= 2 else f'{worst:g}'}")
     if "lambda" in logs:
         parts.append(f"λ {logs['lambda']:.3f}")
     if "important_share" in logs:

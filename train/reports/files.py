@@ -4,6 +4,7 @@ What enters: the configuration, the data report, the trainer's log history. What
 directory, and the last lines on the terminal.
 """
 
+import itertools
 import platform
 from importlib.metadata import version
 from pathlib import Path
@@ -14,9 +15,11 @@ import torch
 from common.files import atomic_path, write_json
 from common.manifest import product_version
 from common.shards import ShardDirectory
+from train.reports.curves import group_curves
 
 RUN_NAME = "run.json"
 CURVES_NAME = "loss_curves.png"
+COLORS = ("tab:red", "tab:blue", "tab:green", "tab:orange", "tab:purple", "tab:brown", "tab:pink", "tab:gray")
 LIBRARIES = ("torch", "transformers", "trl", "accelerate", "datasets", "pyarrow", "numpy")
 
 
@@ -60,17 +63,19 @@ def draw_curves(path: Path, history: list[dict[str, float]], title: str) -> bool
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
-    lines = (("loss_important", "important", "tab:red"), ("loss_unimportant", "unimportant", "tab:blue"))
     grouped = [entry for entry in steps if "worst_group" in entry]
-    for name, label, color in lines if grouped else (("loss_all", "all supervised tokens", "black"),):
+    names = group_curves({name: None for entry in grouped for name in entry}) if grouped else []
+    colors = itertools.cycle(COLORS)
+    lines = [(name, name.removeprefix("loss_").replace("_", " "), next(colors)) for name in names]
+    for name, label, color in lines or (("loss_all", "all supervised tokens", "black"),):
         points = [(entry["step"], entry[name]) for entry in steps if name in entry]
         axes.plot(*zip(*points, strict=True), label=label, color=color, linewidth=1.2)
         held_out = [(entry["step"], entry[f"eval_{name}"]) for entry in history if f"eval_{name}" in entry]
         if held_out:
             axes.plot(*zip(*held_out, strict=True), "o--", color=color, label=f"{label}, held out", markersize=4)
-    for name, label, color in lines if grouped else ():
-        wanted = name == "loss_important"
-        at = [(entry["step"] - 0.5, 1) for entry in grouped if (entry["worst_group"] >= 0.5) == wanted]
+    for index, (_, label, color) in enumerate(lines):
+        group = len(lines) - 1 - index
+        at = [(entry["step"] - 0.5, 1) for entry in grouped if round(entry["worst_group"] + 1e-9) == group]
         if at:  # a strip along the bottom: which group was the worst
             strip = {"transform": axes.get_xaxis_transform(), "alpha": 0.45, "linewidth": 0}
             axes.broken_barh(at, (0, 0.025), facecolors=color, label=f"worst group: {label}", **strip)

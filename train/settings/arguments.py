@@ -5,16 +5,18 @@ the names that were set at all. The size of a step is settled here, before anyth
 parses the flags over the settings. Imports nothing heavy.
 """
 
+import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from common.errors import UserError
 from train.settings.recipes import read_preset
 
-RESUME = "--resume_from_checkpoint"
-OF_AN_OBJECTIVE = ("lambda_max", "lambda_min", "worst_over", "ties", "select_over", "dynamic_groups")
+RESUME = "resume_from_checkpoint"
+REPEATED = ("shards", "eval_groupers")  # flags with several values, which may stand together or apart
+OF_EVERY_OBJECTIVE = ("ties",)  # chosen with an objective, like the objective's own flags
 OF_SHARDING = ("fsdp", "fsdp_config")  # what a preset asks for where there are several processes to share the model
 LARGEST_DEVICE_BATCH = 8  # TRL's own default; the largest that is chosen here
 STEP_FLAGS = ("global_batch_size", "per_device_train_batch_size", "gradient_accumulation_steps", "workers")
@@ -30,19 +32,35 @@ class Said(NamedTuple):
     over_preset: tuple[str, ...]  # names of the preset that the user set otherwise
 
 
-def gather(arguments: Sequence[str], num_processes: int) -> Said:
+def gather(
+    arguments: Sequence[str],
+    num_processes: int,
+    given_flags: Callable[[list[str]], frozenset[str]],
+    objective_flags: Sequence[str] = (),
+) -> Said:
     """Read preset, file and flags.
+
+    Args:
+        arguments: the words of the command line.
+        num_processes: that the step is shared by.
+        given_flags: returns the names of all flags that words set.
+        objective_flags: the flags that belong to an objective; a preset's go with its objective.
 
     Raises:
         UserError: a file or preset that cannot be read, or a step that cannot be split as asked.
     """
-    words = join_repeated(join_repeated(list(arguments), "--shards"), "--eval_groupers")
-    words = _with_value(words, RESUME, "true")
-    path, words = _take(words, "--config")
-    preset, words = _take(words, "--preset")
+    found, words = scan(arguments, ("config", "preset", RESUME, *REPEATED))
+    for name in ("config", "preset"):
+        if name in found and not found[name]:
+            raise UserError(f"--{name}: expected a value.")
+    for name in REPEATED:
+        words += [f"--{name}", *found[name]] if name in found else []
+    if RESUME in found:
+        words += [f"--{RESUME}", value_of(found, RESUME) or "true"]
+    path, preset = value_of(found, "config"), value_of(found, "preset")
     file = _read_file(path) if path else {}
     preset = preset or file.pop("preset", None)
-    flags = _flag_names(words)
+    flags = given_flags(words)
     above = flags | set(file)
     under = read_preset(preset) if preset else {}
     if num_processes == 1:
@@ -50,16 +68,27 @@ def gather(arguments: Sequence[str], num_processes: int) -> Said:
     over_preset = tuple(name for name in under if name in above)
     if "model_name_or_path" in above:
         under.pop("model", None)
-    objective = _value(words, "objective") or file.get("objective")
+    chosen, _ = scan(words, ("objective", *STEP_FLAGS))
+    objective = value_of(chosen, "objective") or file.get("objective")
     if objective is not None and objective != under.get("objective"):
-        for name in OF_AN_OBJECTIVE:  # they belong to the preset's own objective
+        for name in (*OF_EVERY_OBJECTIVE, *objective_flags):  # they belong to the preset's own objective
             if under.pop(name, None) is not None and name not in over_preset:
                 over_preset += (name,)
     settings = {**under, **file}
-    of_step = {name: _value(words, name) for name in STEP_FLAGS if name in flags}
+    of_step = {name: value_of(chosen, name) for name in STEP_FLAGS if name in chosen}
     given = frozenset(flags | set(settings))
     settings |= split_step({**settings, **of_step}, num_processes)
     return Said(words, settings, given, preset, over_preset)
+
+
+def look_up(arguments: Sequence[str], names: Sequence[str]) -> dict[str, Any]:
+    """Return what flags, file and preset say of `names`, without asking what other flags there are."""
+    found, _ = scan(arguments, ("config", "preset", *names))
+    path, preset = value_of(found, "config"), value_of(found, "preset")
+    file = _read_file(path) if path else {}
+    preset = preset or file.get("preset")
+    settings = {**(read_preset(preset) if preset else {}), **file}
+    return {name: value_of(found, name) if name in found else settings.get(name) for name in names}
 
 
 def split_step(said: dict[str, Any], num_processes: int) -> dict[str, int]:
@@ -111,65 +140,30 @@ def _whole(said: dict[str, Any], name: str) -> int | None:
     return number
 
 
-def join_repeated(arguments: list[str], flag: str) -> list[str]:
-    """Return `arguments` with the values of every `flag` behind its first occurrence (argparse keeps the last only)."""
-    rest: list[str] = []
-    values: list[str] = []
-    first = None
-    index = 0
-    while index < len(arguments):
-        word = arguments[index]
-        index += 1
-        if word != flag and not word.startswith(f"{flag}="):
-            rest.append(word)
-            continue
-        first = len(rest) if first is None else first
-        values += [word.partition("=")[2]] if "=" in word else []
-        while index < len(arguments) and not arguments[index].startswith("--"):
-            values.append(arguments[index])
-            index += 1
-    return rest if first is None else [*rest[:first], flag, *values, *rest[first:]]
+class _Scanner(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong without a usage of flags that the user does not see."""
+        raise UserError(f"{message}. `train run --help` lists the flags.")
 
 
-def _with_value(words: list[str], flag: str, value: str) -> list[str]:
-    """Return `words` with `value` behind a `flag` that stands alone."""
-    alone = [
-        index
-        for index, word in enumerate(words)
-        if word == flag and (index + 1 == len(words) or words[index + 1].startswith("--"))
-    ]
-    for index in reversed(alone):
-        words = [*words[: index + 1], value, *words[index + 1 :]]
-    return words
+def scan(words: Sequence[str], names: Iterable[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """Return the values of the flags `names` that were given, and the words without them.
+
+    Of a flag that stands alone, no value; of one of `REPEATED`, the values of all its occurrences, else of the last.
+    """
+    scanner = _Scanner(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    for name in names:
+        spellings = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
+        action = "extend" if name in REPEATED else "store"
+        scanner.add_argument(*spellings, dest=name, nargs="*", action=action)
+    found, rest = scanner.parse_known_args(list(words))
+    return vars(found), rest
 
 
-def _take(words: list[str], flag: str) -> tuple[str | None, list[str]]:
-    """Return a flag's last value and the words without it."""
-    value: str | None = None
-    rest: list[str] = []
-    index = 0
-    while index < len(words):
-        word = words[index]
-        index += 1
-        if word.startswith(f"{flag}="):
-            value = word.partition("=")[2]
-        elif word != flag:
-            rest.append(word)
-        elif index == len(words) or words[index].startswith("--"):
-            raise UserError(f"{flag}: expected a value.")
-        else:
-            value = words[index]
-            index += 1
-    return value, rest
-
-
-def _value(words: list[str], name: str) -> str | None:
-    return _take(words, f"--{name}")[0] or _take(words, f"--{name.replace('_', '-')}")[0]
-
-
-def _flag_names(words: list[str]) -> set[str]:
-    names = [word[2:].partition("=")[0].replace("-", "_") for word in words if word.startswith("--")]
-    return {name.removeprefix("no_") for name in names}
+def value_of(found: dict[str, list[str]], name: str) -> str | None:
+    """Return a flag's value as `scan` found it: None where it was not given, "true" where it stands alone."""
+    values = found.get(name)
+    return None if values is None else values[0] if values else "true"
 
 
 def _read_file(path: str) -> dict[str, Any]:

@@ -1,18 +1,14 @@
 """The flags that this project adds to TRL's: what to train on, and what to minimise.
 
 What enters: nothing heavier than the standard library, so that `train run --help` answers at once. What leaves: two
-dataclasses, the field names of which are the flags. Next: `config.py` joins them with TRL's own.
+dataclasses, the field names of which are the flags. Next: `config.py` joins them with TRL's own and the objectives'.
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 from common.thresholds import Ties
 
-WorstOver = Literal["batch", "sample"]
-SelectOver = Literal["document", "batch"]
 DEFAULT_ETA = 0.7  # the paper's value for half of its runs (appendix F)
-DEFAULT_LAMBDA = 0.9  # the paper's value for every run with a lambda (appendix F)
 
 
 @dataclass
@@ -37,7 +33,14 @@ class RunSettings:
         default=None,
         metadata={
             "help": "The score column that splits tokens into groups. Not needed when the shards hold one column. "
-            "With objective sft it only serves the curves."
+            "With an objective that needs no groups it only serves the curves."
+        },
+    )
+    documents: str | None = field(
+        default=None,
+        metadata={
+            "help": "Train only on the documents whose ids this file lists, one a line, such as `annotate select` "
+            "writes. Held-out documents stay what they are."
         },
     )
     model: str | None = field(
@@ -120,41 +123,15 @@ class RunSettings:
 
 
 @dataclass
-class ObjectiveSettings:
-    """What is minimised. None means: not given, take the default."""
+class GroupingSettings:
+    """What is minimised, and how scores become groups; an objective's own flags stand beside it."""
 
-    objective: str = field(
-        default="go",
-        metadata={
-            "help": "sft: mean loss over the supervised tokens. go: group optimization (paper eq. 3). "
-            "rho1: mean loss over the tokens with the highest excess loss (paper section 3.3)."
-        },
-    )
+    objective: str | None = field(default=None, metadata={"help": "What is minimised, by name; see the list below."})
     eta: float = field(
         default=DEFAULT_ETA,
         metadata={
             "help": "The share of a document's supervised tokens that is NOT important, in [0, 1): 0.9 means that the "
             "top tenth is important. Applied when the shards are loaded, so no second annotation is needed."
-        },
-    )
-    lambda_max: float | None = field(
-        default=None,
-        metadata={
-            "help": f"go: the weight of the worst group's loss at the first step, in [0, 1] (paper eq. 5). "
-            f"Default {DEFAULT_LAMBDA}."
-        },
-    )
-    lambda_min: float | None = field(
-        default=None,
-        metadata={
-            "help": "go: the lower bound that lambda decays to, in [0, lambda_max]. Default: lambda_max, a constant."
-        },
-    )
-    worst_over: WorstOver | None = field(
-        default=None,
-        metadata={
-            "help": "go: take the worst group over all tokens of the optimizer step (batch), or document by document "
-            "(sample). Default batch."
         },
     )
     ties: Ties | None = field(
@@ -164,85 +141,8 @@ class ObjectiveSettings:
             "of each document are important. Default threshold."
         },
     )
-    select_over: SelectOver | None = field(
-        default=None,
-        metadata={
-            "help": "rho1 and dynamic groups: rank the excess loss within each document, or over the batch of one "
-            "forward pass. Default document."
-        },
-    )
-    dynamic_groups: bool = field(
-        default=False,
-        metadata={
-            "help": "go: compute the groups anew at each step from the excess loss against a column of reference "
-            "losses (the rho1 grouper's). rho1 always does."
-        },
-    )
-
-    def problems(self, names: tuple[str, ...] = ("sft", "go", "rho1")) -> list[str]:
-        """Return what is wrong with these settings, one sentence each; `names` are the objectives there are."""
-        found: list[str] = []
-        if self.objective not in names:
-            found.append(f"--objective: expected one of {', '.join(names)}, found {self.objective!r}.")
-            return found
-        if not 0.0 <= self.eta < 1.0:
-            found.append(
-                f"--eta: expected the share of tokens that is NOT important, in [0, 1), for example 0.9 for the top "
-                f"tenth; found {self.eta}."
-            )
-        for name, meaning in (("lambda_max", "lambda"), ("lambda_min", "lambda"), ("worst_over", "worst group")):
-            if self.objective != "go" and getattr(self, name) is not None:
-                found.append(f"--{name}: objective {self.objective} has no {meaning}; remove the flag.")
-        if self.objective == "go":
-            found += _check_lambda(self.resolved_lambda_max, self.lambda_min)
-        if self.objective != "go" and self.dynamic_groups:
-            always = "rho1 computes its groups anew at each step anyway" if self.objective == "rho1" else "sft has none"
-            found.append(f"--dynamic_groups: only for objective go ({always}); remove the flag.")
-        if self.ties == "threshold" and self.is_dynamic:
-            found.append("--ties threshold: groups from the excess loss always use the rank rule; remove the flag.")
-        if self.select_over is not None and not self.is_dynamic:
-            found.append("--select_over: only for objective rho1 or with --dynamic_groups; remove the flag.")
-        return found
-
-    @property
-    def is_dynamic(self) -> bool:
-        """Whether the groups follow from each step's own losses."""
-        return self.objective == "rho1" or (self.objective == "go" and self.dynamic_groups)
-
-    @property
-    def resolved_lambda_max(self) -> float:
-        """`lambda_max` or its default."""
-        return DEFAULT_LAMBDA if self.lambda_max is None else self.lambda_max
-
-    @property
-    def resolved_lambda_min(self) -> float:
-        """`lambda_min` or its default."""
-        return self.resolved_lambda_max if self.lambda_min is None else self.lambda_min
 
     @property
     def resolved_ties(self) -> Ties:
         """`ties` or its default."""
         return self.ties or "threshold"
-
-    @property
-    def resolved_worst_over(self) -> WorstOver:
-        """`worst_over` or its default."""
-        return self.worst_over or "batch"
-
-    @property
-    def resolved_select_over(self) -> SelectOver:
-        """`select_over` or its default."""
-        return self.select_over or "document"
-
-
-def _check_lambda(largest: float, smallest: float | None) -> list[str]:
-    found = []
-    if not 0.0 <= largest <= 1.0:
-        found.append(f"--lambda_max: expected a weight in [0, 1], found {largest}.")
-    if smallest is None:
-        return found
-    if not 0.0 <= smallest <= 1.0:
-        found.append(f"--lambda_min: expected a weight in [0, 1], found {smallest}.")
-    elif smallest > largest:
-        found.append(f"--lambda_min: expected at most --lambda_max ({largest}), found {smallest}. Lambda decays.")
-    return found

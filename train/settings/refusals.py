@@ -1,7 +1,8 @@
 """Settings that would bypass the objective, contradict the shards, or do nothing: each is refused with a sentence.
 
-What enters: a `GOConfig`, and from the command line also the other settings and the names that were set. What leaves:
-sentences that name the flag, say why, and what to do. A setting of TRL's that is not named here works as in TRL.
+What enters: a `GOConfig` and an objective, and from the command line also the other settings and the names that were
+set. What leaves: sentences that name the flag, say why, and what to do. A setting of TRL's that is not named here works
+as in TRL.
 """
 
 import dataclasses
@@ -55,17 +56,38 @@ OF_4BIT = ("bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_storag
 OF_LOADED_MODELS = ("dtype", "attn_implementation", "model_revision", "load_in_8bit", "load_in_4bit")
 
 
-def training_problems(args: Any, names: Collection[str]) -> list[str]:
-    """Return what is wrong with a `GOConfig`; `names` are the objectives there are."""
-    found = args.problems(tuple(names))
+def training_problems(args: Any, objective: Any) -> list[str]:
+    """Return what is wrong with a `GOConfig`, for an `Objective`: its own settings too."""
+    found = _grouping(args, objective) + objective.settings.problems()
     found += _against_the_shards(args) + _without_effect(args) + _against_resuming(args) + _against_the_counts(args)
     found += _against_no_training(args)
-    if args.objective != "sft" and args.objective in names:
-        found += _bypassing(args)
+    if not objective.is_base_trainers:
+        found += _bypassing(args, objective.name)
+    elif args.loss_type == "dft":  # TRL's evaluation would be by its trainer's loss, ours by the objective's
+        found.append(
+            f"--loss_type {args.loss_type}: evaluation would report the plain mean; use --objective {args.loss_type}, "
+            "the same loss."
+        )
     return found
 
 
-def flag_problems(run: RunSettings, args: Any, model: ModelConfig, given: Collection[str]) -> list[str]:
+def _grouping(args: Any, objective: Any) -> list[str]:
+    found = []
+    if not 0.0 <= args.eta < 1.0:
+        found.append(
+            f"--eta: expected the share of tokens that is NOT important, in [0, 1), for example 0.9 for the top "
+            f"tenth; found {args.eta}."
+        )
+    if objective.settings.problems():
+        return found  # what it needs may not be known
+    if args.ties == "threshold" and objective.needs.is_dynamic:
+        found.append("--ties threshold: groups from the excess loss always use the rank rule; remove the flag.")
+    if args.ties == "rank" and (objective.needs.softness is not None or objective.needs.over == "dataset"):
+        found.append(f"--ties rank: objective {objective.name} makes its groups without a rank rule; remove the flag.")
+    return found
+
+
+def flag_problems(run: RunSettings, args: Any, model: ModelConfig, objective: Any, given: Collection[str]) -> list[str]:
     """Return what is wrong with flags beside each other; `given` are the names that were set."""
     found = []
     if not run.shards:
@@ -83,8 +105,10 @@ def flag_problems(run: RunSettings, args: Any, model: ModelConfig, given: Collec
         found.append(f"--eval_seed: expected a whole number of at least 0, found {run.eval_seed}.")
     if run.eval_eta is not None and not 0.0 <= run.eval_eta < 1.0:
         found.append(f"--eval_eta: expected a share in [0, 1), as --eta, found {run.eval_eta}.")
-    if run.permute_groups and args.objective == "sft":
-        found.append("--permute_groups: objective sft reads no groups, so it is its own control; remove the flag.")
+    if run.permute_groups and objective.needs.kind is None:
+        found.append(
+            f"--permute_groups: objective {objective.name} reads no groups, so it is its own control; remove the flag."
+        )
     if run.model and model.model_name_or_path and run.model != model.model_name_or_path:
         found.append(f"--model {run.model} and --model_name_or_path {model.model_name_or_path} differ: give one.")
     if run.model == "tiny" or not (run.model or model.model_name_or_path):
@@ -121,13 +145,13 @@ def parallelism_problems(parallelism: Any) -> list[str]:
     ]
 
 
-def _bypassing(args: Any) -> list[str]:
-    bypass = f"would bypass objective {args.objective}"
+def _bypassing(args: Any, name: str) -> list[str]:
+    bypass = f"would bypass objective {name}"
     found = parallelism_problems(args.parallelism_config)
     if args.label_smoothing_factor:
-        found.append(f"--label_smoothing_factor: {bypass}; remove it, or use --objective sft.")
+        found.append(f"--label_smoothing_factor: {bypass}; remove it, or use an objective that is TRL's own loss.")
     if args.loss_type != "nll":
-        found.append(f"--loss_type {args.loss_type}: {bypass}; use nll, or --objective sft.")
+        found.append(f"--loss_type {args.loss_type}: {bypass}; use nll.")
     if not args.average_tokens_across_devices:
         found.append(
             f"--average_tokens_across_devices false: {bypass}, which counts the tokens of all ranks; remove it."

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.errors import UserError
-from train.settings.arguments import OF_AN_OBJECTIVE
+from train.settings.arguments import OF_EVERY_OBJECTIVE
 from train.settings.flags import DEFAULT_ETA
 from train.settings.recipes import read_preset
 from train.sweeps.file import SweepFile
-from train.sweeps.reads import OF_GROUPS, has_groups, is_true, objective_name, unread_settings
+from train.sweeps.reads import OF_GROUPS, has_groups, is_true, objective_flags, objective_name, unread_settings
 
 CONTROL_SUFFIX = ".permuted"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,119}")
@@ -83,7 +83,8 @@ def effective(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]
     given = {name: value for name, value in {**base, **own}.items() if value is not None}
     under = read_preset(str(given["preset"])) if "preset" in given else {}
     if "objective" in given and given["objective"] != under.get("objective"):
-        under = {name: value for name, value in under.items() if name not in OF_AN_OBJECTIVE}
+        of_an_objective = objective_flags().union(OF_EVERY_OBJECTIVE)
+        under = {name: value for name, value in under.items() if name not in of_an_objective}
     return {**under, **given}
 
 

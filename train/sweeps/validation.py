@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from common.errors import UserError
+from train.objectives import OBJECTIVES
 from train.settings.early import check_early, flag_names
-from train.settings.flags import ObjectiveSettings, RunSettings
+from train.settings.flags import GroupingSettings, RunSettings
 from train.sweeps.file import SweepFile, flag_problems
 from train.sweeps.points import Point, words
 
@@ -46,7 +47,7 @@ def check_points(sweep: SweepFile, points: Sequence[Point], seed: int) -> tuple[
 
 
 def _own_settings() -> tuple[type, ...]:
-    return RunSettings, ObjectiveSettings
+    return RunSettings, GroupingSettings, *(kind.Settings for kind in OBJECTIVES.values())
 
 
 def _each(points: Sequence[Point], check: Callable[[Point], Any]) -> tuple[dict[str, Any], list[str]]:
@@ -71,12 +72,14 @@ def _said(point: Point, seed: int) -> list[str]:
 
 
 def _size(point: Point, seed: int) -> Size:
-    from train.data.loading import open_shards, plan_groups
-    from train.settings.config import parse
+    from train.data.loading import open_shards
+    from train.data.plan import plan_groups
+    from train.run import configure
 
-    configuration = parse(_said(point, seed))
+    configuration = configure(_said(point, seed))
     shards = open_shards(configuration.run.shards or [])
-    plan_groups(shards, configuration.run.grouper, configuration.args)
+    args, objective = configuration.args, configuration.objective
+    plan_groups(shards, configuration.run.grouper, objective.needs, args.eta, args.resolved_ties, objective.name)
     return run_size(configuration, shards)
 
 

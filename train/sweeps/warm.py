@@ -10,6 +10,7 @@ survive a fork, and beside their hours the imports are nothing.
 Nothing is computed here before the fork, so there are no threads whose locks a child could inherit.
 """
 
+import importlib
 import json
 import os
 import signal
@@ -21,6 +22,7 @@ from typing import IO, NoReturn
 from train.sweeps.launcher import die_with
 
 MESSAGE_BYTES = 1 << 20
+COMMAND = "train.cli:main"  # by name: the command stands above this room
 
 
 class WarmProcess:
@@ -106,8 +108,8 @@ def _import() -> None:
 
 def _become_run(parent: int, words: list[str], cwd: str, log: int) -> NoReturn:
     """Be `train run` in the fork: what the launcher and a new interpreter would have set up."""
-    from train.cli import main as train
-
+    module, function = COMMAND.split(":")
+    train = getattr(importlib.import_module(module), function)
     os.setsid()
     die_with(parent)
     os.dup2(log, 1)

@@ -10,10 +10,11 @@ from common.manifest import MANIFEST_NAME, WORK_NAME
 from common.shards import ShardDirectory
 from common.thresholds import important_tokens, num_important
 from tests.train.conftest import COLUMNS, write_shards
+from tests.train.runs import plan_for
 from train.data.collate import GroupCollator
-from train.data.loading import GroupPlan, load_data, open_shards, plan_groups
-from train.objectives.rho1 import select_top
-from train.settings.flags import ObjectiveSettings
+from train.data.loading import load_data, open_shards
+from train.data.plan import GroupPlan
+from train.objectives.excess import select_top
 
 STATIC = GroupPlan("first", False, 0.5, "threshold")
 
@@ -39,7 +40,7 @@ class TestRows:
         data = load(by_hand, tmp_path / "cache")
         rows = [data.train[index] for index in range(len(data.train))]
         assert [row["input_ids"].tolist() for row in rows] == [[2, 3, 4, 5, 6], [7, 8, 9]]
-        assert [row["important"].tolist() for row in rows] == [[False, False, True, False, True], [False] * 3]
+        assert [row["group"].tolist() for row in rows] == [[0, 0, 1, 0, 1], [0] * 3]
         report = data.report
         assert (report.documents, report.dropped, report.held_out) == (2, 1, 0)
         assert (report.supervised_tokens, report.important_tokens) == (6, 2)
@@ -50,7 +51,7 @@ class TestRows:
         data = load(by_hand, tmp_path / "cache", max_length=3)  # document 0 keeps scores 1 4: median 2.5
         rows = [data.train[index] for index in range(2)]
         assert [row["input_ids"].tolist() for row in rows] == [[2, 3, 4], [7, 8, 9]]
-        assert rows[0]["important"].tolist() == [False, False, True]
+        assert rows[0]["group"].tolist() == [0, 0, 1]
         assert data.report.truncated_here == 1
 
     @pytest.mark.parametrize("ties", ["threshold", "rank"])
@@ -61,7 +62,7 @@ class TestRows:
         assert len(data.train) == len(documents)
         for row, document in zip(data.train, documents, strict=True):
             groups = important_tokens(np.array(document["first"], np.float32), document["supervised"], eta, ties)
-            assert np.array_equal(row["important"], groups.important)
+            assert np.array_equal(row["group"], groups.important)
 
     def test_reference_losses_stay_raw(self, all_shards, tmp_path):
         plan = GroupPlan("reference", True, 0.7, "threshold")
@@ -111,33 +112,31 @@ class TestHeldOut:
 
 class TestPlan:
     def test_the_only_column_needs_no_name(self, shards):
-        assert plan_groups(open_shards([str(shards)]), None, ObjectiveSettings()).column == "first"
+        assert plan_for(open_shards([str(shards)]), None).column == "first"
 
     def test_several_columns_need_a_name(self, all_shards):
         opened = open_shards([str(all_shards)])
         with pytest.raises(UserError, match="first, second, reference"):
-            plan_groups(opened, None, ObjectiveSettings())
-        assert plan_groups(opened, "second", ObjectiveSettings()).column == "second"
-        assert plan_groups(opened, None, ObjectiveSettings(objective="rho1")) == GroupPlan(
-            "reference", True, 0.7, "threshold"
-        )
-        assert plan_groups(opened, None, ObjectiveSettings(objective="sft")).column is None
+            plan_for(opened, None)
+        assert plan_for(opened, "second").column == "second"
+        assert plan_for(opened, None, objective="rho1") == GroupPlan("reference", True, 0.7, "threshold")
+        assert plan_for(opened, None, objective="sft").column is None
 
     def test_a_missing_column_says_how_to_add_it(self, shards):
         with pytest.raises(UserError, match="annotate run --grouper tfidf"):
-            plan_groups(open_shards([str(shards)]), "tfidf", ObjectiveSettings())
+            plan_for(open_shards([str(shards)]), "tfidf")
 
     def test_reference_losses_are_no_importance(self, all_shards):
         opened = open_shards([str(all_shards)])
         with pytest.raises(UserError, match="--dynamic_groups"):
-            plan_groups(opened, "reference", ObjectiveSettings())
-        assert plan_groups(opened, "reference", ObjectiveSettings(dynamic_groups=True)).dynamic
-        assert plan_groups(opened, "reference", ObjectiveSettings(objective="sft")).dynamic
+            plan_for(opened, "reference")
+        assert plan_for(opened, "reference", dynamic_groups=True).dynamic
+        assert plan_for(opened, "reference", objective="sft").dynamic
 
     @pytest.mark.parametrize("settings", [{"objective": "rho1"}, {"dynamic_groups": True}])
     def test_importance_is_no_reference_loss(self, all_shards, settings):
         with pytest.raises(UserError, match="reference losses"):
-            plan_groups(open_shards([str(all_shards)]), "first", ObjectiveSettings(**settings))
+            plan_for(open_shards([str(all_shards)]), "first", **settings)
 
 
 class TestDirectories:
@@ -169,45 +168,46 @@ class TestDirectories:
 
 class TestCollator:
     EXAMPLES = (
-        {"input_ids": [5, 6, 7, 8], "supervised": [True, False, True, True], "important": [True, False, True, False]},
-        {"input_ids": [9, 4], "supervised": [False, True], "important": [False, True]},
+        {"input_ids": [5, 6, 7, 8], "supervised": [True, False, True, True], "group": [True, False, True, False]},
+        {"input_ids": [9, 4], "supervised": [False, True], "group": [False, True]},
     )
 
     def collate(self, examples, padding_free=False, eta=0.5, select_over="document", **other):
         base = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=padding_free, **other)
-        return GroupCollator(base, eta, select_over)([{k: np.array(v) for k, v in e.items()} for e in examples])
+        plan = GroupPlan("first", "reference_loss" in examples[0], eta, "threshold")
+        return GroupCollator(base, plan, select_over)([{k: np.array(v) for k, v in e.items()} for e in examples])
 
     def test_padded(self):
         batch = self.collate(self.EXAMPLES)
         assert batch["labels"].tolist() == [[5, -100, 7, 8], [-100, 4, -100, -100]]
         assert batch["input_ids"].dtype == torch.int64
         # Document 0's first token is supervised, but nothing predicts it.
-        assert batch["important"].tolist() == [[False, False, True, False], [False, True, False, False]]
+        assert batch["group"].tolist() == [[False, False, True, False], [False, True, False, False]]
         assert batch["document"].tolist() == [[0] * 4, [1] * 4]
-        assert batch["counts"] == (3, 2, 2)
+        assert batch["counts"] == (3, 2, (1, 2), ())
 
     def test_padding_free(self):
         batch = self.collate(self.EXAMPLES, padding_free=True)
         assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 9, 4]]
         assert batch["labels"].tolist() == [[-100, -100, 7, 8, -100, 4]]
-        assert batch["important"].tolist() == [[False, False, True, False, False, True]]
+        assert batch["group"].tolist() == [[False, False, True, False, False, True]]
         assert batch["document"].tolist() == [[0, 0, 0, 0, 1, 1]]
-        assert batch["counts"] == (3, 2, 2)
+        assert batch["counts"] == (3, 2, (1, 2), ())
         padded = self.collate(self.EXAMPLES, padding_free=True, pad_to_multiple_of=8)
-        assert padded["important"].tolist() == [[False, False, True, False, False, True, False, False]]
-        assert padded["counts"] == (3, 2, 2)
+        assert padded["group"].tolist() == [[False, False, True, False, False, True, False, False]]
+        assert padded["counts"] == (3, 2, (1, 2), ())
 
     def test_packed_rows_hold_several_documents(self):
         packed = {
             "input_ids": [5, 6, 7, 9, 4],
             "supervised": [False, True, True, False, True],
-            "important": [False, True, False, False, True],
+            "group": [False, True, False, False, True],
             "seq_lengths": [3, 2],
         }
         batch = self.collate([packed, packed], padding_free=True)
         assert batch["document"].tolist() == [[0, 0, 0, 1, 1, 2, 2, 2, 3, 3]]
         assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1] * 2]
-        assert batch["counts"] == (6, 4, 4)
+        assert batch["counts"] == (6, 4, (2, 4), ())
 
     def test_dynamic_groups_are_counted_beforehand(self):
         rng = np.random.default_rng(0)
@@ -226,7 +226,7 @@ class TestCollator:
             document = batch["document"][:, 1:].flatten() * (over == "document")
             score = torch.rand(supervised.shape)
             selected = select_top(score, supervised, document, batch["num_selected"])
-            assert int(selected.sum()) == batch["counts"][1]
+            assert int(selected.sum()) == batch["counts"][2][1]
         assert len(batch["num_selected"]) == 1
 
     def test_columns_that_the_tests_use_are_all_kinds(self):

@@ -8,7 +8,7 @@ from common.thresholds import num_important
 from tests.train.conftest import COLUMNS, write_shards
 from train.data.loading import GroupPlan, load_data
 from train.data.permutation import permute_groups, random_reference_losses
-from train.objectives.rho1 import select_top
+from train.objectives.excess import select_top
 
 OFFSETS = np.array([0, 5, 5, 9])
 IDS = ["a", "empty", "b"]
@@ -98,22 +98,22 @@ class TestLoading:
             assert np.array_equal(before["input_ids"], after["input_ids"])
             predicted = before["supervised"].copy()
             predicted[0] = False
-            assert before["important"][predicted].sum() == after["important"][predicted].sum()
-            assert np.array_equal(before["important"][~predicted], after["important"][~predicted])
-            moved += not np.array_equal(before["important"], after["important"])
+            assert before["group"][predicted].sum() == after["group"][predicted].sum()
+            assert np.array_equal(before["group"][~predicted], after["group"][~predicted])
+            moved += not np.array_equal(before["group"], after["group"])
         assert moved > 20
 
     def test_held_out_documents_keep_the_groupers_groups(self, shards, tmp_path):
         plain, control = (load(shards, tmp_path / "cache", seed, eval_fraction=0.5, eta=0.5) for seed in (None, 1))
-        same = [np.array_equal(a["important"], b["important"]) for a, b in zip(plain.eval, control.eval, strict=True)]
+        same = [np.array_equal(a["group"], b["group"]) for a, b in zip(plain.eval, control.eval, strict=True)]
         assert all(same)
-        same = [np.array_equal(a["important"], b["important"]) for a, b in zip(plain.train, control.train, strict=True)]
+        same = [np.array_equal(a["group"], b["group"]) for a, b in zip(plain.train, control.train, strict=True)]
         assert not all(same)
 
     def test_is_the_same_whatever_is_held_out(self, shards, tmp_path):
         def groups(fraction):
             rows = load(shards, tmp_path / str(fraction), 1, eval_fraction=fraction).train
-            return {tuple(row["input_ids"].tolist()): tuple(row["important"].tolist()) for row in rows}
+            return {tuple(row["input_ids"].tolist()): tuple(row["group"].tolist()) for row in rows}
 
         everything, some = groups(0.0), groups(0.4)
         assert len(some) < len(everything)

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from tests.train.conftest import COLUMNS, write_shards
+from tests.train.runs import plan_for
 from train.cli import main
-from train.data.loading import load_data, open_shards, plan_groups
-from train.settings.flags import ObjectiveSettings
+from train.data.loading import load_data, open_shards
 
 WORDS = ("--use_cpu", "--grouper", "first", "--eval_fraction", "0.25", "--per_device_train_batch_size", "4")
 
@@ -83,7 +83,7 @@ class TestResume:
 
 def test_what_seed_chose_eval_seed_chooses(place, tmp_path):
     opened = open_shards([str(place / "shards")])
-    plan = plan_groups(opened, "first", ObjectiveSettings())
+    plan = plan_for(opened, "first")
     sets = [
         [tuple(row["input_ids"].tolist()) for row in load_data(opened, plan, 64, 0.25, seed, tmp_path / str(seed)).eval]
         for seed in (0, 1)

@@ -8,8 +8,8 @@ import torch
 from common.errors import UserError
 from tests.train.runs import make_trainer, parameters
 from train.loop.checksums import CHECKSUMS_NAME, find_damage, write_checksums
+from train.loop.replay import random_state, replayed
 from train.loop.resume import find_checkpoint, find_fault, open_checkpoint
-from train.loop.step import random_state, replayed
 
 
 def cut(path):

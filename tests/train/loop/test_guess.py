@@ -4,18 +4,20 @@ import pytest
 import torch
 
 from tests.train.conftest import COLUMNS, write_shards
-from tests.train.runs import history, make_model, make_trainer, parameters
+from tests.train.runs import history, make_model, make_objective, make_trainer, parameters
 from train.data.collate import COUNTS
+from train.data.counts import Counts
 from train.loop.expected_loss import MEMORY, PRIOR, TokenLosses
 from train.loop.step import Step, begin_step
-from train.objectives.tokens import Counts, Sums
+from train.objectives.base import Moment
+from train.objectives.tokens import Sums
 
 CPU = torch.device("cpu")
 SPLIT = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "max_steps": 6}
 
 
 def sums(important, unimportant):
-    return Sums(*(torch.tensor(float(value), dtype=torch.float64) for value in (important, unimportant, 0.0)))
+    return Sums(torch.tensor([unimportant, important], dtype=torch.float64), torch.zeros(0, dtype=torch.float64))
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +52,7 @@ class TestExpectedLosses:
     def test_state(self):
         some, other = TokenLosses(2, CPU), TokenLosses(2, CPU)
         some.learn(torch.tensor([0, 1]), torch.tensor([3.0, 1.0]), torch.tensor([True, True]))
-        other.restore(some.state())
+        other.load_state_dict(some.state_dict())
         assert torch.equal(other.expected(torch.tensor([0, 1])), some.expected(torch.tensor([0, 1])))
 
 
@@ -58,7 +60,7 @@ class TestGuess:
     def test_by_hand(self):
         """Two micro-batches of 2 important and 4 unimportant tokens in all."""
         expected = [sums(2, 8), sums(3, 5)]
-        step = Step([None, None], Counts(6, 2, 2), 0.9, expected, sums(5, 13))
+        step = Step(make_objective(), [None, None], Counts(6, 2, (4, 2)), Moment(), expected, sums(5, 13))
         assert int(step.guess()) == 0  # 5 / 2 against 13 / 4
         step.sums.append(sums(2, 6))
         assert int(step.guess()) == 0  # (2 + 3) / 2 against (6 + 5) / 4
@@ -66,17 +68,21 @@ class TestGuess:
         assert int(step.guess()) == 1  # (2 + 3) / 2 against (4 + 5) / 4
 
     def test_an_empty_group_is_never_guessed(self):
-        assert int(Step([None], Counts(6, 0, 2), 0.9, [sums(0, 0)], sums(0, 0)).guess()) == 0
-        assert int(Step([None], Counts(6, 6, 2), 0.9, [sums(0, 0)], sums(0, 0)).guess()) == 1
+        assert (
+            int(Step(make_objective(), [None], Counts(6, 2, (6, 0)), Moment(), [sums(0, 0)], sums(0, 0)).guess()) == 0
+        )
+        assert (
+            int(Step(make_objective(), [None], Counts(6, 2, (0, 6)), Moment(), [sums(0, 0)], sums(0, 0)).guess()) == 1
+        )
 
     def test_other_ranks_expectations_count(self):
         """What one rank sees is replaced; what another one expects stays."""
 
         def reduce(values):  # a second rank with 4 tokens, 2 of them important, that expects 20 and 2 nats
-            return values + torch.tensor([4, 2, 1, 1, 20, 2, 0], dtype=torch.float64)
+            return values + torch.tensor([4, 1, 2, 2, 1, 2, 20], dtype=torch.float64)
 
-        step = begin_step([None], [Counts(4, 2, 1)], 0.9, [sums(2, 4)], 2, reduce, CPU)
-        assert step.counts == Counts(8, 4, 2)
+        step = begin_step(make_objective(), [None], [Counts(4, 1, (2, 2))], Moment(), [sums(2, 4)], 2, reduce, CPU)
+        assert step.counts == Counts(8, 2, (4, 4))
         assert int(step.guess()) == 1
         step.sums.append(sums(2, 30))
         assert int(step.guess()) == 0  # 22 / 4 against 32 / 4
@@ -85,13 +91,13 @@ class TestGuess:
     def test_expected_sums_are_over_the_groups_of_the_micro_batch(self, dynamic, uneven, tokenizer, tmp_path):
         changes = {"dynamic_groups": True, "grouper": "reference"} if dynamic else {"grouper": "first"}
         trainer = make_trainer(uneven, tokenizer, tmp_path, **changes, **SPLIT)
-        trainer.token_losses.count += 1e6
-        trainer.token_losses.total += 3e6  # every token costs 3 nats
+        trainer.run_state.token_losses.count += 1e6
+        trainer.run_state.token_losses.total += 3e6  # every token costs 3 nats
         batches, _ = trainer.get_batch_samples(iter(trainer.get_train_dataloader()), 4, CPU)
         for batch, expected in zip(batches, trainer._step.expected, strict=True):
             counts = Counts(*batch[COUNTS])
-            assert float(expected.important) == pytest.approx(3 * counts.important, rel=1e-5)
-            assert float(expected.unimportant) == pytest.approx(3 * counts.unimportant, rel=1e-5)
+            assert float(expected.groups[1]) == pytest.approx(3 * counts.groups[1], rel=1e-5)
+            assert float(expected.groups[0]) == pytest.approx(3 * counts.groups[0], rel=1e-5)
 
     def test_learned_losses_guess_better_than_chance(self, uneven, tokenizer, tmp_path):
         """The same 22 documents again and again: after some epochs little is left to be learned."""

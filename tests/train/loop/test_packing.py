@@ -18,9 +18,10 @@ from trl.trainer.utils import add_fused_lm_head
 
 from common.errors import UserError
 from tests.train.conftest import COLUMNS, write_shards
-from tests.train.runs import history, make_config, make_trainer, small_model
+from tests.train.runs import history, make_config, make_objective, make_trainer, small_model, trainer_over
 from train.data.collate import EXTRA_KEYS
-from train.data.loading import TrainingData, load_data, open_shards, plan_groups
+from train.data.loading import TrainingData, load_data, open_shards
+from train.data.plan import plan_groups
 from train.loop.isolation import check_isolation
 from train.loop.trainer import GOTrainer
 from train.run import _packed
@@ -60,11 +61,13 @@ def shards(tmp_path_factory, tokenizer):
 
 def packed_trainer(shards, tokenizer, output, model, column="first", **changes):
     """A trainer over rows of `max_length` tokens, packed as `train run` does it; and the documents that went in."""
-    args = make_config(output, eta=0.6, max_steps=1, **changes)
+    objective = make_objective(changes.pop("objective", "go"), changes)
+    args = make_config(output, objective=objective.name, eta=0.6, max_steps=1, **changes)
     opened = open_shards([str(shards)])
-    data = load_data(opened, plan_groups(opened, column, args), args.max_length, 0.0, args.seed, output / ".data")
+    plan = plan_groups(opened, column, objective.needs, args.eta, args.resolved_ties)
+    data = load_data(opened, plan, args.max_length, 0.0, args.seed, output / ".data")
     rows = _packed(TrainingData(data.train, None, data.report), args).train
-    return GOTrainer(model, args, rows, processing_class=tokenizer), data.train
+    return GOTrainer(model, args, objective, plan, rows, processing_class=tokenizer), data.train
 
 
 def token_table(trainer, model):
@@ -75,7 +78,7 @@ def token_table(trainer, model):
         extra = {key: batch.get(key) for key in EXTRA_KEYS}
         inputs = {key: value for key, value in batch.items() if key not in EXTRA_KEYS}
         with torch.no_grad():
-            tokens = trainer._tokens(model(**inputs, use_cache=False, fused_lm_head=True), extra)
+            tokens = trainer._observed(model(**inputs, use_cache=False, fused_lm_head=True), inputs, extra)
         ids = batch["input_ids"][0].tolist()
         document = batch["document"][0].tolist()
         starts = [index for index in range(len(ids)) if index == 0 or document[index] != document[index - 1]]
@@ -83,11 +86,11 @@ def token_table(trainer, model):
             predicted = slice(start, end - 1)  # position j - 1 of the outputs predicts token j
             key = tuple(ids[start:end])
             assert key not in table, "every document once"
-            table[key] = (tokens.loss[predicted], tokens.important[predicted], tokens.supervised[predicted])
+            table[key] = (tokens.loss[predicted], tokens.group[predicted], tokens.supervised[predicted])
             assert len(set(tokens.document[predicted].tolist())) == 1
             if start:  # the first token of a document is nobody's to predict
                 assert not tokens.supervised[start - 1]
-                assert not tokens.important[start - 1]
+                assert not tokens.group[start - 1]
     return table
 
 
@@ -103,8 +106,8 @@ def check_against_alone(table, documents, model, max_length):
         expected = cross_entropy(logits, ids[1:].long(), reduction="none")
         assert supervised.tolist() == row["supervised"][1:].tolist()
         torch.testing.assert_close(loss[supervised], expected[supervised], atol=1e-5, rtol=0)
-        if "important" in row:
-            assert important.tolist() == row["important"][1:].tolist()
+        if "group" in row:
+            assert important.tolist() == row["group"][1:].tolist()
         else:
             excess = (expected - torch.tensor(row["reference_loss"][1:]))[supervised]
             keep = -(-int(supervised.sum()) * 2 // 5)  # eta 0.6, the rank rule
@@ -139,7 +142,7 @@ class TestPackedRows:
     @pytest.mark.parametrize("objective", ["rho1", "go"])
     def test_groups_from_the_excess_loss(self, settings, objective, shards, tokenizer, tmp_path):
         model = small_model(tokenizer)
-        settings = {**settings, "objective": objective, "dynamic_groups": objective == "go"}
+        settings = {**settings, "objective": objective, **({"dynamic_groups": True} if objective == "go" else {})}
         trainer, documents = packed_trainer(shards, tokenizer, tmp_path, model, "reference", **settings)
         check_against_alone(token_table(trainer, model), documents, model, 96)
 
@@ -253,7 +256,7 @@ class TestNothingSupervised:
         if objective == "rho1":
             rows["reference_loss"] = [[0.5] * 4, [0.5] * 2]
         else:
-            rows["important"] = rows["supervised"]
+            rows["group"] = rows["supervised"]
         settings = {"objective": "go", "worst_over": "sample"} if objective == "sample" else {"objective": objective}
         settings |= {"padding_free": {"padding_free": True}, "packed": {"packing": True, "max_length": 8}}.get(
             layout, {}
@@ -262,8 +265,10 @@ class TestNothingSupervised:
             rows = {name: [[*column[0], *column[1]]] * 2 for name, column in rows.items()}
             rows["seq_lengths"] = [[4, 2]] * 2
         data = Dataset.from_dict(rows).with_format("numpy")
+        chosen = make_objective(settings.pop("objective"), settings)
         args = make_config(
             tmp_path,
+            objective=chosen.name,
             max_steps=2,
             per_device_train_batch_size=1,
             gradient_accumulation_steps=2,
@@ -273,7 +278,7 @@ class TestNothingSupervised:
         )
         model = small_model(tokenizer)
         before = {name: value.clone() for name, value in model.state_dict().items()}
-        trainer = GOTrainer(model, args, data, data, processing_class=tokenizer)
+        trainer = trainer_over(data, model, args, tokenizer, data, chosen)
         trainer.train()
         assert history(trainer, "loss") == [0.0, 0.0]
         assert history(trainer, "grad_norm") == [0.0, 0.0]
@@ -284,14 +289,14 @@ class TestNothingSupervised:
     def test_such_rows_change_nothing_for_the_others(self, objective, tokenizer, tmp_path):
         """A step of two documents, and the same step with two micro-batches that hold nothing."""
         real = {"input_ids": [[5, 6, 7, 8, 20, 30], [9, 10, 11]], "supervised": [[False, *[True] * 5], [True] * 3]}
-        real["important"] = [[False, True, False, False, True, False], [False] * 3]
+        real["group"] = [[False, True, False, False, True, False], [False] * 3]
         results = []
         for extra in (0, 2):
             rows = {name: values + [values[0]] * extra for name, values in real.items()}
             rows["supervised"] = real["supervised"] + [[False] * 6] * extra
             if objective == "rho1":
                 rows["reference_loss"] = [[0.5] * len(ids) for ids in rows["input_ids"]]
-                rows.pop("important")
+                rows.pop("group")
             data = Dataset.from_dict(rows).with_format("numpy")
             args = make_config(
                 tmp_path / str(extra),
@@ -303,7 +308,7 @@ class TestNothingSupervised:
                 learning_rate=0.3,
                 max_grad_norm=0.0,
             )
-            trainer = GOTrainer(small_model(tokenizer), args, data, processing_class=tokenizer)
+            trainer = trainer_over(data, small_model(tokenizer), args, tokenizer)
             trainer.train()
             results.append(trainer)
         few, many = results

@@ -7,10 +7,9 @@ from torch.nn.functional import cross_entropy
 
 from common.errors import UserError
 from tests.train.conftest import COLUMNS, write_shards
-from tests.train.runs import history, make_config, make_model, make_trainer, parameters
+from tests.train.runs import history, make_config, make_model, make_trainer, parameters, trainer_over
 from train.data.collate import COUNTS
 from train.loop.step import Step
-from train.loop.trainer import GOTrainer
 
 FORMS = {
     "sft": {"objective": "sft"},
@@ -60,7 +59,7 @@ class TestCurves:
                 if batch["labels"][row, position] != -100:
                     target = batch["input_ids"][row, position]
                     loss = cross_entropy(logits[row, position - 1][None], target[None]).item()
-                    groups[int(batch["important"][row, position])].append(loss)
+                    groups[int(batch["group"][row, position])].append(loss)
         trainer.train()
         (entry,) = [line for line in trainer.state.log_history if "loss" in line]
         unimportant, important = (sum(group) / len(group) for group in groups)
@@ -177,7 +176,7 @@ class TestSplitSteps:
         counts = trainer._step.counts
         assert counts.documents == 8
         assert counts.supervised == sum(int((b["labels"][:, 1:] != -100).sum()) for b in batches)
-        assert counts.important == sum(int(b["important"].sum()) for b in batches)
+        assert counts.groups[1] == sum(int(b["group"].sum()) for b in batches)
         assert all(COUNTS in batch for batch in batches)
 
 
@@ -189,7 +188,7 @@ class TestNothingSupervised:
         args = make_config(tmp_path, objective=objective, max_steps=2, per_device_train_batch_size=1, weight_decay=0.0)
         model = make_model(tokenizer)
         before = torch.cat([p.detach().flatten().clone() for p in model.parameters()])
-        trainer = GOTrainer(model, args, data, processing_class=tokenizer)
+        trainer = trainer_over(data, model, args, tokenizer)
         trainer.train()
         assert history(trainer, "loss") == [0.0, 0.0]
         assert torch.equal(parameters(trainer), before)
@@ -226,4 +225,4 @@ class TestRefusals:
     def test_compute_loss_func(self, shards, tokenizer, tmp_path):
         data = make_trainer(shards, tokenizer, tmp_path).train_dataset
         with pytest.raises(UserError, match="compute_loss_func"):
-            GOTrainer(make_model(tokenizer), make_config(tmp_path), data, compute_loss_func=lambda *a, **k: 0)
+            trainer_over(data, make_model(tokenizer), make_config(tmp_path), None, compute_loss_func=lambda *a, **k: 0)

@@ -11,8 +11,8 @@ import pytest
 from common.errors import UserError
 from tests.train.conftest import COLUMNS, write_shards
 from train.cli import main
+from train.run import configure
 from train.settings.arguments import gather, split_step
-from train.settings.config import parse
 from train.settings.recipes import preset_names, preset_text, read_preset
 
 PAPER = Path(__file__).resolve().parents[4] / "shared" / "PAPER.md"
@@ -61,7 +61,7 @@ class TestValues:
         dataset, size, method = name.split("-")
         rate, eta, largest, smallest = METHODS[dataset, size, method]
         epochs, batch, decay, warm_up = SCHEDULES[dataset, size]
-        run, args, model, given, _ = parse(words("--preset", name))
+        run, args, model, objective, given, _ = configure(words("--preset", name))
         assert run.model == HUB[size]
         assert args.objective == OBJECTIVES[method]
         assert args.learning_rate == rate
@@ -81,10 +81,10 @@ class TestValues:
             assert run.grouper == method
             assert args.eta == eta
         if largest is None:
-            assert (args.lambda_max, args.lambda_min) == (None, None)
+            assert not hasattr(objective.settings, "lambda_max")
         else:
-            assert (args.lambda_max, args.lambda_min) == (largest, smallest)
-            assert (args.worst_over, args.ties) == ("batch", "threshold")
+            assert (objective.settings.lambda_max, objective.settings.lambda_min) == (largest, smallest)
+            assert (objective.settings.worst_over, args.ties) == ("batch", "threshold")
         assert not args.packing
         assert model.dtype == "float32"
 
@@ -132,28 +132,28 @@ class TestPrecedence:
     def test_flags_over_file_over_preset(self, tmp_path):
         (tmp_path / "run.yaml").write_text("learning_rate: 3.0e-5\neta: 0.5\n")
         flags = words("--preset", "lima-3b-tfidf", "--config", str(tmp_path / "run.yaml"), "--eta", "0.6")
-        run, args, _, _, over = parse(flags)
+        run, args, _, _, _, over = configure(flags)
         assert (args.learning_rate, args.eta, args.weight_decay) == (3e-5, 0.6, 0.1)
         assert set(over) == {"learning_rate", "eta"}
         assert run.preset == "lima-3b-tfidf"
 
     def test_a_file_may_name_the_preset(self, tmp_path):
         (tmp_path / "run.yaml").write_text("preset: alpaca-8b-rho1\nseed: 3\n")
-        run, args, *_ = parse(words("--config", str(tmp_path / "run.yaml")))
+        run, args, *_ = configure(words("--config", str(tmp_path / "run.yaml")))
         assert (run.preset, args.eta, args.seed) == ("alpaca-8b-rho1", 0.4, 3)
 
     def test_another_objective_leaves_what_belonged_to_the_presets_own(self):
-        _, args, _, _, over = parse(words("--preset", "lima-3b-tfidf", "--objective", "sft"))
-        assert (args.objective, args.lambda_max, args.learning_rate) == ("sft", None, 1e-5)
+        _, args, _, objective, _, over = configure(words("--preset", "lima-3b-tfidf", "--objective", "sft"))
+        assert (args.objective, objective.name, args.learning_rate) == ("sft", "sft", 1e-5)
         assert {"objective", "lambda_max", "lambda_min", "worst_over"} <= set(over)
 
     def test_another_name_for_the_model(self):
-        assert parse(words("--preset", "lima-3b-tfidf", "--model_name_or_path", "mine"))[0].model == "mine"
+        assert configure(words("--preset", "lima-3b-tfidf", "--model_name_or_path", "mine"))[0].model == "mine"
 
     @pytest.mark.parametrize("name", ["lima3b-tfidf", "../conftest", ""])
     def test_unknown_presets_are_named(self, name):
         with pytest.raises(UserError, match=r"no such preset|expected a value"):
-            parse(words(f"--preset={name}") if name else words("--preset"))
+            configure(words(f"--preset={name}") if name else words("--preset"))
 
 
 class TestStep:
@@ -197,10 +197,13 @@ class TestStep:
         with pytest.raises(UserError, match=words):
             split_step({"global_batch_size": 64, **said}, processes)
 
-    def test_the_launchers_processes_count(self, monkeypatch):
-        assert gather(words("--preset", "lima-3b-tfidf"), 4).settings["gradient_accumulation_steps"] == 2
+    def test_the_launchers_processes_count(self):
+        def nothing_else(words):
+            return frozenset()
+
+        assert gather(words("--preset", "lima-3b-tfidf"), 4, nothing_else).settings["gradient_accumulation_steps"] == 2
         flags = words("--preset=lima-3b-tfidf", "--per-device-train-batch-size", "4")
-        assert gather(flags, 4).settings["gradient_accumulation_steps"] == 4
+        assert gather(flags, 4, nothing_else).settings["gradient_accumulation_steps"] == 4
 
 
 class TestCommand:

@@ -7,8 +7,8 @@ import torch
 
 from common.errors import UserError
 from tests.train.conftest import COLUMNS, write_shards
-from tests.train.runs import history, make_config, make_trainer, parameters
-from train.settings.config import parse
+from tests.train.runs import history, make_config, make_objective, make_trainer, parameters
+from train.run import configure
 from train.settings.refusals import parallelism_problems
 
 BYPASSING = [
@@ -57,7 +57,7 @@ ALWAYS = [
 
 
 def said(*words):
-    return parse([*words, "--shards", "nowhere", "--use_cpu"])
+    return configure([*words, "--shards", "nowhere", "--use_cpu"])
 
 
 class TestRefused:
@@ -68,9 +68,13 @@ class TestRefused:
             said("--objective", objective, *words)
         assert expected in str(error.value)
 
-    @pytest.mark.parametrize("words", [words for words, _ in BYPASSING[:3]])
+    @pytest.mark.parametrize("words", [words for words, _ in BYPASSING[:3] if "dft" not in words])
     def test_the_plain_objective_takes_it_as_trl_does(self, words):
         said("--objective", "sft", *words)
+
+    def test_trls_dft_under_another_name_of_the_loss(self):
+        with pytest.raises(UserError, match="--objective dft"):
+            said("--objective", "sft", "--loss_type", "dft")
 
     @pytest.mark.parametrize("objective", ["sft", "go"])
     @pytest.mark.parametrize(("words", "expected"), ALWAYS)
@@ -112,9 +116,9 @@ class TestRefused:
 
     def test_a_configuration_may_be_used_twice(self, shards, tokenizer, tmp_path):
         args = make_config(tmp_path, max_steps=1)
-        assert args.all_problems() == []
+        assert args.problems_with(make_objective()) == []
         args.dataset_kwargs = {"skip_prepare_dataset": True}  # what the trainer sets
-        assert args.all_problems() == []
+        assert args.problems_with(make_objective()) == []
 
 
 @pytest.fixture(scope="module")
