@@ -196,6 +196,7 @@ def run(
     from annotate.groupers.base import GrouperOptions
     from annotate.records.columns import parse_mapping
     from annotate.run.dry_run import describe_run
+    from annotate.run.interruption import interruptible
     from annotate.run.pipeline import run as run_pipeline
     from annotate.run.settings import Settings
     from annotate.run.summaries import print_summary
@@ -234,7 +235,8 @@ def run(
     if dry_run:
         print("\n".join(describe_run(settings)))
         return
-    print_summary(run_pipeline(settings, console))
+    with interruptible():
+        print_summary(run_pipeline(settings, console))
 
 
 @app.command()

@@ -70,6 +70,7 @@ class Job:
         self.problems: dict[int, str] = {}  # finished shards that are not whole
         self.aside: dict[int, str] = {}  # shards that were given up
         self.damaged_files: dict[str, str] = {}
+        self.respanned: set[int] = set()  # finished shards that are tokenized again, for the spans
         self.shards_made = self.tokens_made = 0
         self.plan: SourcePlan | None = None
 
@@ -139,9 +140,10 @@ class Job:
         assert self.plan is not None
         return self.plan.num_shards
 
-    def _plan_source(self, done: dict[int, ShardRecord]) -> None:
+    def _plan_source(self, done: dict[int, ShardRecord], needed: bool = False) -> None:
         """Plan the source where shards are to be made from it, unless that was done."""
-        if self.plan is not None or (self.manifest is not None and not set(self.problems) - set(done)):
+        needed = needed or self.manifest is None or bool(set(self.problems) - set(done))
+        if self.plan is not None or not needed:
             return
         self._need_source()
         place = self.workspace.source / "plan.json"
@@ -180,6 +182,11 @@ class Job:
         fits = self._fits()
         groupers = tuple(self.build(name) for name in self._lacking(done, bool(source)))
         uses_model = any(grouper.uses_model for grouper in groupers)
+        if self.inputs.source is not None and any(grouper.needs_spans for grouper in groupers):
+            # Shards do not hold the spans; the source gives them for sure.
+            source = [index for index in range(self.num_shards) if not self._is_done(index, done)]
+            self.respanned = set(source) - set(self.problems) if self.manifest or done else set()
+            self._plan_source(done, needed=bool(source))
         tokenized = self._tokenize(source) if source else iter(())
         if fits or not (uses_model and self.engine.device == "cuda"):
             # Fits count the whole corpus; and on CPUs both stages want the same cores. A GPU does not wait.
@@ -190,7 +197,9 @@ class Job:
         held = (i for i in range(self.num_shards) if i not in expected and not self._is_done(i, done))
         items = (self._where(i, done) for i in chain(held, tokenized))
         self.progress.start("score")
-        for item, result in self.engine.map(Score(self.workspace, self.kinds, groupers), items, uses_model=uses_model):
+        tokenizer = self._tokenizer_name(), self.inputs.tokenizer.revision
+        stage = Score(self.workspace, self.kinds, groupers, tokenizer)
+        for item, result in self.engine.map(stage, items, uses_model=uses_model):
             if isinstance(result, SetAside):
                 self.aside[item.index] = result.reason
             elif isinstance(result, Damaged):
@@ -234,9 +243,10 @@ class Job:
     def _where(self, index: int, done: dict[int, ShardRecord]) -> ToScore:
         """Say where a shard's tokens are."""
         if index in done:
-            return ToScore(index, done[index].shard, tuple(done[index].columns))
+            return ToScore(index, done[index].shard, tuple(done[index].columns), index in self.respanned)
         if self.manifest is not None and index not in self.problems:
-            return ToScore(index, self.manifest.shards[index], tuple(self.manifest.columns))
+            held, kept = self.manifest.shards[index], tuple(self.manifest.columns)
+            return ToScore(index, held, kept, index in self.respanned)
         return ToScore(index)
 
     def _tokenize(self, indices: list[int]) -> Iterator[int]:
@@ -269,7 +279,8 @@ class Job:
     def _tokenizer_name(self) -> str:
         """Return what workers load: the directory's own copy where they may not see the driver's disk."""
         name, out = self.inputs.tokenizer.name, self.workspace.out
-        return str(out / TOKENIZER_NAME) if out.local is None and Path(name).is_dir() else name
+        unseen = self.inputs.source is None or (out.local is None and Path(name).is_dir())
+        return str(out / TOKENIZER_NAME) if unseen else name
 
     def _total(self) -> int:
         """Return the number of source records."""

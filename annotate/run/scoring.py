@@ -14,6 +14,9 @@ from annotate.run.fitting import load_state
 from annotate.run.tables import flat, from_table, read_tokens, to_table
 from annotate.run.workspace import RECORDS, ShardRecord, Workspace
 from annotate.tokens.batch import TokenBatch
+from annotate.tokens.spans import with_spans
+from annotate.tokens.target import load_target
+from common.errors import UserError
 from common.manifest import Kind, ShardInfo
 from common.shards import check_shard, read_table, write_shard
 
@@ -25,6 +28,7 @@ class ToScore:
     index: int
     held: ShardInfo | None = None  # the shard as it is; None where its tokens are in a file of the first stage
     kept: tuple[str, ...] = ()  # columns that are taken over from it as they are
+    has_tokens: bool = False  # a held shard was tokenized from the source again, for the spans
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class Score:
     workspace: Workspace
     kinds: dict[str, Kind]  # the columns that a finished shard has, in order
     groupers: tuple[Grouper, ...]  # those of which a shard may lack columns
+    tokenizer: tuple[str, str | None]  # name and revision, for spans of shards without their source
 
     def __call__(self) -> "Scorer":
         return Scorer(self)
@@ -52,6 +57,7 @@ class Scorer:
     def __init__(self, job: Score):
         self.workspace = job.workspace
         self.groupers = job.groupers
+        self.tokenizer = job.tokenizer
         self.kinds = job.kinds
         for grouper in self.groupers:
             if grouper.needs_fit:
@@ -103,10 +109,36 @@ class Scorer:
             rejects, from_source = before.rejects, before.from_source
         else:
             rejects, from_source = [], False
-        batch = from_table(table)
+        batch = self._with_spans(item, from_table(table))
         return self._write(
             item.index, batch, columns, held.counters, rejects, from_source, held.source_rows, held.truncated
         )
+
+    def _with_spans(self, item: ToScore, batch: TokenBatch) -> TokenBatch:
+        """Add spans to a finished shard's batch where a grouper that it lacks wants them.
+
+        Raises:
+            UserError: the source gives other tokens now, or the spans cannot be told from the shard.
+        """
+        if item.has_tokens:
+            tokens, _ = read_tokens(self.workspace.tokens(item.index))
+            tokens = tokens.select(np.flatnonzero(np.isin(tokens.source_rows, batch.source_rows)))
+            if not np.array_equal(tokens.input_ids, batch.input_ids):
+                raise UserError(
+                    f"{self.workspace.out}: shard {item.index} holds other tokens than the source gives now. "
+                    "The installed tokenizers version may differ; annotate into an empty directory."
+                )
+            return tokens
+        if not any(g.needs_spans for g in self.groupers if not set(g.columns) <= set(item.kept)):
+            return batch
+        found, lost = with_spans(batch, load_target(*self.tokenizer))
+        if lost:
+            raise UserError(
+                f"{self.workspace.out}: shard {item.index}: where the tokens of {len(lost)} documents stand in their "
+                f"texts cannot be told from the shard (the first is {lost[0]}; it may have been cut). Give the source "
+                "with --data."
+            )
+        return found
 
     def _write(
         self,

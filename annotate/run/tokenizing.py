@@ -18,6 +18,7 @@ from annotate.run.repeats import SourceNotes
 from annotate.run.tables import join, read_facts, write_tokens
 from annotate.run.workspace import Workspace
 from annotate.tokens.batch import TokenBatch
+from annotate.tokens.shortening import shorten
 from annotate.tokens.splitting import split_document
 from annotate.tokens.target import load_target
 from annotate.tokens.templates import Segment, make_template
@@ -130,7 +131,7 @@ class Tokenizer:
             counters["further_pieces"] += len(parts) - 1
             documents += parts
             kept += [(name if len(parts) == 1 else f"{name}.{part}", source_row) for part in range(len(parts))]
-            characters += sum(len(segment.text) for segment in document)
+            characters += sum(len(segment.text) for part in parts for segment in part)
             if characters > BATCH_CHARACTERS:
                 finish()
         if documents or not batches:
@@ -139,9 +140,11 @@ class Tokenizer:
 
     def _parts(self, document: list[Segment]) -> list[list[Segment]]:
         """Return the document, or with `--overlong split` its pieces that hold something supervised."""
+        if self.job.overlong != "split":
+            return [list(shorten(document, self.target, self.job.max_length))]
         # A token has one byte at least: what is short enough in bytes is so in tokens.
         size = sum(len(segment.text.encode()) for segment in document) + len(self.target.prefix)
-        if self.job.overlong != "split" or size <= self.job.max_length:
+        if size <= self.job.max_length:
             return [document]
         parts = split_document(document, self.target, self.job.max_length)
         return [part for part in parts if any(segment.supervised for segment in part)] or parts[:1]

@@ -6,6 +6,8 @@ been the cause; then it is set aside and the others go on. A node that is lost c
 """
 
 import os
+import signal
+import threading
 import time
 import uuid
 from collections import Counter, deque
@@ -56,6 +58,8 @@ class RayEngine(Engine):
             options |= {"address": "local", "include_dashboard": False, "object_store_memory": 1 << 30}
         else:
             options["address"] = address
+        # Ray sets handlers of its own; those of the command end a run with a line and no stack.
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             self.ray.init(**options)
         except Exception as error:
@@ -66,6 +70,9 @@ class RayEngine(Engine):
                 "default since Ray 2.60) needs RAY_AUTH_MODE=token here and its token in ~/.ray/auth_token or "
                 "RAY_AUTH_TOKEN. Or use --engine local."
             ) from error
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
     def _cluster(self) -> Cluster:
         return Cluster.now(self.ray)
