@@ -70,7 +70,7 @@ def copy(complete, tmp_path):
 
 
 def test_columns_are_added_without_the_source_and_its_tokenizer(copy, both, monkeypatch):
-    monkeypatch.setattr("annotate.run.inputs.find_source", lambda *a: pytest.fail("the source was asked for"))
+    monkeypatch.setattr("annotate.run.inputs.find_sources", lambda *a: pytest.fail("the source was asked for"))
     monkeypatch.setattr("annotate.run.inputs.load_target", lambda *a: pytest.fail("the tokenizer was loaded"))
     summary = annotate(copy, "random", "frequency")
     assert list(summary.manifest.columns) == ["tfidf", "random", "frequency"]
