@@ -22,6 +22,7 @@ from common.errors import UserError, raise_together
 from train.evaluation.local_data import DATA_HOME, LocalData, find_local
 from train.evaluation.suite import Asked, Suite
 
+NEEDS_SENTENCES = "google/IFEval"  # its checks count sentences with nltk's punkt
 SPLITS = ("training_split", "validation_split", "test_split")
 
 
@@ -61,6 +62,9 @@ def open_tasks(wanted: Sequence[Asked], include_path: str | None = None) -> list
         UserError: no such task, its data are neither here nor to be had, or something it needs is missing.
     """
     require_harness()
+    from datasets import disable_progress_bars
+
+    disable_progress_bars()
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # its warnings are about what is done here on purpose
     if include_path and not Path(include_path).is_dir():
         raise UserError(f"--include_path {include_path}: expected a folder of task files, found none.")
@@ -161,15 +165,20 @@ def _load(manager: Any, name: str, config: dict[str, Any], local: LocalData | No
         spec = {"group": "local", "task": [{"task": name, "custom_dataset": local.load, **missing}]}
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # progress of data sets and nltk's downloader
-            return manager.load([spec])["tasks"][name]
+            task = manager.load([spec])["tasks"][name]
+            if config.get("dataset_path") == NEEDS_SENTENCES:  # else it fails after everything was generated
+                import nltk
+
+                nltk.data.find("tokenizers/punkt_tab")
+            return task
     except UserError:
         raise
     except Exception as error:  # whatever a task's own code, its packages or the hub raise
         source = " ".join(filter(None, (config.get("dataset_path"), config.get("dataset_name"))))
-        first = str(error).strip().partition("\n")[0]
+        first = next((line for line in str(error).splitlines() if line.strip(" *")), "").strip()
         if isinstance(error, ImportError):
             advice = "Install what is missing: pip install 'sft-go[eval]' has what the paper's suite needs"
-        elif isinstance(error, LookupError) and "nltk" in str(error):
+        elif isinstance(error, LookupError) and "punkt" in str(error):
             advice = "Fetch it on a machine with a network: python -m nltk.downloader punkt_tab"
         else:
             advice = f"It needs the data set {source}: a hub that this machine can reach, or a copy under ${DATA_HOME}"

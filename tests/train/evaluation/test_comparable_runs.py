@@ -75,10 +75,22 @@ class TestResume:
             content = json.loads((checkpoint / "resume.json").read_text())
             del content["origin"]["eval_seed"]
             (checkpoint / "resume.json").write_text(json.dumps(content))
+            (checkpoint / "checksums.json").unlink()
         words = ("--permute_groups", "--max_steps", "4", "--seed", "3", "--resume_from_checkpoint")
         assert train(place, "control", *words) == 1
         assert "eval_seed was 3, is 0" in capsys.readouterr().err
         assert train(place, "control", *words, "--eval_seed", "3") == 0
+
+
+def test_tokens_of_a_continued_run_are_those_of_one_left_alone(place):
+    names = ("tokens_seen", "supervised_tokens_seen", "seed", "eval_hash")
+    words = ("--max_steps", "6", "--save_steps", "2", "--packing", "true", "--logging_steps", "4")
+    assert train(place, "counted", *words) == 0
+    alone = json.loads((place / "counted" / "run.json").read_text())
+    assert train(place, "counted", *words, "--resume_from_checkpoint", str(place / "counted" / "checkpoint-2")) == 0
+    continued = json.loads((place / "counted" / "run.json").read_text())
+    assert {name: continued[name] for name in names} == {name: alone[name] for name in names}
+    assert 0 < alone["supervised_tokens_seen"] < alone["tokens_seen"]
 
 
 def test_what_seed_chose_eval_seed_chooses(place, tmp_path):

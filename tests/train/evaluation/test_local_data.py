@@ -178,6 +178,18 @@ class TestRefused:
         assert "allenai/ai2_arc ARC-Easy" in str(error.value)
         assert DATA_HOME in str(error.value)
 
+    def test_what_its_checks_lack_is_said_before_anything_is_generated(self, home, monkeypatch, tmp_path):
+        import nltk
+
+        folder = home / "benchmarks" / "ifeval"
+        folder.mkdir(exist_ok=True)
+        row = {"key": 1, "prompt": "Say it.", "instruction_id_list": ["en:punctuation:no_comma"], "kwargs": [{}]}
+        (folder / "input_data.jsonl").write_text(json.dumps(row))
+        monkeypatch.setattr(nltk.data, "path", [str(tmp_path)])
+        monkeypatch.setattr(nltk, "download", lambda *_: False)
+        with pytest.raises(UserError, match=r"task ifeval: .*(langdetect|immutabledict|nltk.downloader punkt_tab)"):
+            open_tasks([Asked("ifeval", 0)])
+
     def test_metrics_that_a_task_does_not_have(self):
         suite = Suite("mine", {"A": ((Asked("arc_challenge", 0), "accuracy"), (Asked("arc_challenge", 0), "acc"))})
         (problem,) = metric_problems(suite, open_tasks(suite.asked()))
