@@ -176,6 +176,7 @@ def run(configuration: Configuration) -> Path:
             "eval_hash": held_out.eval_hash() if held_out else None,
             "point": settings.point,
             "seed": args.seed,
+            "num_processes": ranks,
             "steps": trainer.state.global_step,
             "layout": fitting.layout._asdict(),
             "memory_estimate": parts(fitting.memory) if fitting.memory else None,

@@ -32,7 +32,7 @@ def _only_values(comparison: Comparison) -> list[str]:
     column, baseline = comparison.headline, comparison.baseline
     text = summary_text(comparison.summary(baseline, column), column)
     return [
-        f"{_title(column)} of {baseline.name} is {text} {column.unit}; nothing stands against it that was asked the "
+        f"{baseline.name} has {text} {column.unit} in {_name(column)}; nothing stands against it that was asked the "
         "same with a seed in common, so no difference is stated."
     ]
 
@@ -181,7 +181,3 @@ def _is(number: int) -> str:
 
 def _name(column: Column) -> str:
     return {"Held-out loss": "held-out loss", "Average": "the average"}.get(column.title, column.title)
-
-
-def _title(column: Column) -> str:
-    return f"{_name(column)[0].upper()}{_name(column)[1:]}"
