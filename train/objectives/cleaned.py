@@ -28,7 +28,7 @@ class CleaningSettings(Settings):
 
     base_losses: str | None = field(
         default=None,
-        metadata={"help": "The column of the base model's losses, such as rho1_base. With --reference_losses."},
+        metadata={"help": "A column of the base model's losses; with --reference_losses."},
     )
     reference_losses: str | None = field(
         default=None,
@@ -61,8 +61,7 @@ class CleanedMean(Objective):
             kind="importance",
             over="dataset",
             difference=both,
-            hint="Annotate with `--grouper rho1 --reference-model … --base-model …`, then pass --grouper rho1_excess, "
-            "or --base_losses rho1_base --reference_losses rho1.",
+            hint="Annotate with `--grouper rho1 --reference-model … --base-model …` and pass --grouper rho1_excess.",
         )
 
     def weights(self, tokens: Tokens, counts: Counts, decision: "Tensor | None", moment: Moment) -> "Tensor":
