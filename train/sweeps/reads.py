@@ -46,6 +46,7 @@ def _unread_of_groups(needs: Needs) -> frozenset[str]:
     found = {"ties"} if needs.is_dynamic else {"select_over"}
     found |= {"eta"} if needs.quantiles is not None or needs.scores else set()
     found |= {"ties"} if needs.scores else set()
+    found |= {"grouper"} if needs.difference is not None else set()
     return frozenset(found)
 
 

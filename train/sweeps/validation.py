@@ -38,7 +38,7 @@ def check_points(sweep: SweepFile, points: Sequence[Point], seed: int) -> tuple[
     problems = flag_problems(sweep, known) if known else []
     if problems:
         return {}, problems  # the parser would say the same of each point again
-    _, problems = _each(points, lambda point: check_early(_said(point, seed), _own_settings()))
+    _, problems = _each(points, lambda point: check_early(_said(point, seed), _own_settings(), tuple(OBJECTIVES)))
     if problems:
         return {}, problems  # before torch is imported
     # TRL sets this flag by default, under the name that transformers deprecates.

@@ -1,9 +1,13 @@
 """From a file to points: names, controls, and what is taken together; by hand."""
 
+import dataclasses
+
 import pytest
 
+from train.objectives import OBJECTIVES
 from train.sweeps.file import SweepFile
 from train.sweeps.points import effective, make_points, words
+from train.sweeps.reads import unread_settings
 
 
 def names(**sections):
@@ -74,6 +78,35 @@ class TestPoints:
         points, notes, _ = make_points(SweepFile(base, [1], grid={"eta": [0.5, 0.9]}))
         assert [point.name for point in points] == ["sft"]
         assert "does not read eta" in notes[0]
+
+
+class TestObjectives:
+    """What a point reads is asked of the registered objectives, so a new one needs nothing here."""
+
+    @pytest.mark.parametrize("name", list(OBJECTIVES))
+    def test_its_own_settings_make_points_and_others_do_not(self, name):
+        every = {flag.name for kind in OBJECTIVES.values() for flag in dataclasses.fields(kind.Settings)}
+        own = {flag.name for flag in dataclasses.fields(OBJECTIVES[name].Settings)}
+        unread = unread_settings({"objective": name})
+        assert unread >= every - own
+        assert not unread & (own - {"select_over"})  # which only dynamic groups have
+        expected = [name, f"{name}.permuted"] if OBJECTIVES[name]().needs.kind else [name]
+        assert names(points=[{"objective": name}]) == expected
+
+    def test_dynamic_groups_read_other_settings(self):
+        fixed, dynamic = ({"objective": "go", "dynamic_groups": flag} for flag in ("false", True))
+        assert "select_over" in unread_settings(fixed)
+        assert "ties" not in unread_settings(fixed)
+        assert "select_over" not in unread_settings(dynamic)
+        assert "ties" in unread_settings(dynamic)
+
+    def test_quantiles_take_the_place_of_eta(self):
+        points = [{"objective": "dro", "group_quantiles": "0.5,0.9"}]
+        assert names(points=points, grid={"eta": [0.5, 0.7]}) == ["dro", "dro.permuted"]
+
+    def test_settings_that_are_wrong_are_left_to_the_parser(self):
+        assert unread_settings({"objective": "go", "group_quantiles": "high"}) == frozenset()
+        assert unread_settings({"objective": "none"}) == frozenset()
 
 
 class TestNames:
