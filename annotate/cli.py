@@ -325,6 +325,32 @@ def inspect(
 
 
 @app.command()
+def card(
+    shards: Annotated[Path, typer.Argument(help="A shard directory.")],
+    eta: Annotated[float, typer.Option(help="Of the example.")] = 0.7,
+) -> None:
+    """Write README.md and example.svg into a shard directory: what it holds, for people who find it on the hub."""
+    from annotate.views.card import write_card
+
+    written = write_card(shards, eta)
+    print(f"{' and '.join(map(str, written))} written.\nNext: annotate push {shards} <owner>/<name>")
+
+
+@app.command()
+def push(
+    shards: Annotated[Path, typer.Argument(help="A shard directory.")],
+    name: Annotated[str, typer.Argument(help="The data set on the hub: owner/name.")],
+    private: Annotated[bool, typer.Option("--private", help="For a new data set: only you can see it.")] = False,
+    eta: Annotated[float, typer.Option(help="Of the card's example.")] = 0.7,
+) -> None:
+    """Upload a shard directory with its card to the Hugging Face hub."""
+    from annotate.views.hub import push_shards
+
+    url = push_shards(shards, name, private, eta)
+    print(f"{url}\nNext: train run --shards hf://datasets/{name} --model <model>")
+
+
+@app.command()
 def serve(
     state: Annotated[
         Optional[list[str]],  # noqa: UP045
