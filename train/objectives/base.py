@@ -61,7 +61,7 @@ class Objective(ABC):
 
     def __init__(self, settings: Any = None):
         """Take settings without problems, by default the defaults."""
-        self.settings = self.Settings() if settings is None else settings
+        self.settings: Any = self.Settings() if settings is None else settings  # of the class's own kind
 
     # What it asks of the shards
 
