@@ -59,7 +59,7 @@ def run(case: str) -> dict:
 
     from tests.benchmarks.train import _forget_peak_mib, _resident_mib
     from tests.train.conftest import build_tokenizer
-    from train.loop.trainer import GOTrainer
+    from tests.train.runs import trainer_over
     from train.reports.memory import estimate, largest_batch
     from train.settings.config import GOConfig
 
@@ -69,7 +69,7 @@ def run(case: str) -> dict:
     rng = np.random.default_rng(0)
     rows = [rng.integers(2, 270, LENGTH).tolist() for _ in range(ROWS * 6)]
     data = {"input_ids": rows, "supervised": [[False] * 8 + [True] * (LENGTH - 8)] * len(rows)}
-    data["important"] = [(rng.random(LENGTH) < 0.3).tolist() for _ in rows]
+    data["group"] = [(rng.random(LENGTH) < 0.3).astype(int).tolist() for _ in rows]
     if packed:
         starts = range(0, len(rows), ROWS)
         data = {name: [list(chain(*values[i : i + ROWS])) for i in starts] for name, values in data.items()}
@@ -93,13 +93,8 @@ def run(case: str) -> dict:
     tokenizer = build_tokenizer()
     warm_up()
     before = _resident_mib("VmRSS")
-    trainer = GOTrainer(
-        LlamaForCausalLM(config),
-        args,
-        Dataset.from_dict(data).with_format("numpy"),
-        processing_class=tokenizer,
-        peft_config=peft_config,
-    )
+    rows = Dataset.from_dict(data).with_format("numpy")
+    trainer = trainer_over(rows, LlamaForCausalLM(config), args, tokenizer, peft_config=peft_config)
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     _forget_peak_mib()

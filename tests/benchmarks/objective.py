@@ -13,7 +13,7 @@ import sys
 import warnings
 
 from tests.benchmarks.train import KEEP_FREED, Bench, parse
-from tests.benchmarks.trainers import TimedTrainer
+from train.objectives.go import GroupOptimization
 
 
 def main() -> None:
@@ -25,7 +25,7 @@ def main() -> None:
             {**os.environ, **KEEP_FREED},
         )
     warnings.filterwarnings("ignore")
-    TimedTrainer._lambda = lambda self: 0.9 * (self.state.global_step % 2)
+    GroupOptimization.lambda_ = lambda self, moment: 0.9 * (moment.step % 2)
     options = parse()
     options.kinds = ["go"]
     wall_s = Bench(options).run("go")["wall_s"]  # the warm-up has an even number of steps

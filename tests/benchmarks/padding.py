@@ -49,13 +49,13 @@ def compare(shards: str, options: argparse.Namespace) -> None:
     """Print the lines of one shard directory."""
     from datasets import disable_progress_bars
 
-    from train.data.loading import load_data, open_shards, plan_groups
+    from tests.train.runs import plan_for
+    from train.data.loading import load_data, open_shards
     from train.loop.fitting import padding_share, row_lengths
-    from train.settings.flags import ObjectiveSettings
 
     disable_progress_bars()
     opened = open_shards([shards])
-    plan = plan_groups(opened, options.grouper, ObjectiveSettings(objective=options.objective))
+    plan = plan_for(opened, options.grouper, options.objective)
     rows = load_data(
         opened, plan, options.max_length, 0.0, 0, Path(tempfile.mkdtemp(prefix="benchmark-padding-"))
     ).train
@@ -90,9 +90,9 @@ def train(way: str, rows, opened, options: argparse.Namespace) -> tuple[list[flo
         TrainerCallback,
     )
 
+    from tests.train.runs import trainer_over
     from train.loop.attention import use_lengths
     from train.loop.memory import keep_freed_memory
-    from train.loop.trainer import GOTrainer
     from train.settings.config import GOConfig
 
     class Clock(TrainerCallback):
@@ -129,7 +129,7 @@ def train(way: str, rows, opened, options: argparse.Namespace) -> tuple[list[flo
         save_strategy="no",
         dataloader_pin_memory=False,
     )
-    trainer = GOTrainer(LlamaForCausalLM(config), args, rows, processing_class=tokenizer)
+    trainer = trainer_over(rows, LlamaForCausalLM(config), args, tokenizer)
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(Clock())

@@ -103,11 +103,11 @@ class Bench:
     def _rows(self, objective: str) -> Any:
         from trl import pack_dataset
 
-        from train.data.loading import load_data, plan_groups
-        from train.settings.flags import ObjectiveSettings
+        from tests.train.runs import plan_for
+        from train.data.loading import load_data
 
         options = self.options
-        plan = plan_groups(self.opened, self.columns[objective], ObjectiveSettings(objective=objective))
+        plan = plan_for(self.opened, self.columns[objective], objective)
         rows = load_data(self.opened, plan, options.max_length, 0.0, 0, self.work).train
         needed = (WARM_UP + options.steps) * options.batch * options.accumulate
         if options.packing:
@@ -159,6 +159,7 @@ class Bench:
         from trl import SFTConfig, SFTTrainer
 
         from tests.benchmarks.trainers import InsideTrainer, TimedTrainer
+        from tests.train.runs import make_objective, plan_of
         from train.settings.config import GOConfig
 
         options = self.options
@@ -183,6 +184,7 @@ class Bench:
         else:
             objective = "rho1" if kind == INSIDE else kind
             args, make = GOConfig(**settings, objective=objective), InsideTrainer if kind == INSIDE else TimedTrainer
+            make = functools.partial(make, objective=make_objective(objective), plan=plan_of(self.data[kind], args))
         trainer = make(self.model(), args, train_dataset=self.data[kind], processing_class=self.tokenizer)
         if kind == INSIDE:
             trainer.use_reference(self.model())

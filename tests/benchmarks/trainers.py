@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from transformers import TrainerCallback
 from trl.trainer.sft_trainer import add_fused_lm_head
 
-from train.data.loading import REFERENCE_LOSS
+from train.data.rows import REFERENCE_LOSS
 from train.loop.trainer import GOTrainer
 
 
@@ -23,9 +23,9 @@ class TimedTrainer(GOTrainer):
         self.forward_s = time.perf_counter() - started
         return result
 
-    def _step_loss(self, *arguments):
+    def compute_loss(self, *arguments, **keywords):
         started = time.perf_counter()
-        result = super()._step_loss(*arguments)
+        result = super().compute_loss(*arguments, **keywords)
         self.__dict__.setdefault("own_s", []).append(time.perf_counter() - started - self.forward_s)
         return result
 
@@ -51,8 +51,8 @@ class InsideTrainer(TimedTrainer):
         self.forward_s = time.perf_counter() - started
         return result
 
-    def _tokens(self, outputs, extra):
-        return super()._tokens(outputs, {**extra, REFERENCE_LOSS: self.reference_loss})
+    def _observed(self, outputs, inputs, extra):
+        return super()._observed(outputs, inputs, {**extra, REFERENCE_LOSS: self.reference_loss})
 
 
 class Clock(TrainerCallback):

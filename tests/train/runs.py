@@ -46,12 +46,18 @@ def plan_for(opened, grouper, objective=DEFAULT_OBJECTIVE, eta=0.7, ties="thresh
     return plan_groups(opened, grouper, make_objective(objective, own).needs, eta, ties, objective)
 
 
+def plan_of(rows, args):
+    """Return the plan that rows were made by, as far as their columns tell."""
+    column = "first" if {GROUP, REFERENCE_LOSS} & set(rows.column_names) else None
+    return GroupPlan(column, REFERENCE_LOSS in rows.column_names, args.eta, args.resolved_ties)
+
+
 def trainer_over(rows, model, args, tokenizer, eval_rows=None, objective=None, **keywords):
     """Return a trainer over rows of one's own; groups are what their columns say."""
-    column = "first" if {GROUP, REFERENCE_LOSS} & set(rows.column_names) else None
-    plan = GroupPlan(column, REFERENCE_LOSS in rows.column_names, args.eta, args.resolved_ties)
     objective = objective or make_objective(args.objective or DEFAULT_OBJECTIVE)
-    return GOTrainer(model, args, objective, plan, rows, eval_rows, processing_class=tokenizer, **keywords)
+    return GOTrainer(
+        model, args, objective, plan_of(rows, args), rows, eval_rows, processing_class=tokenizer, **keywords
+    )
 
 
 def make_trainer(

@@ -5,9 +5,9 @@
     L       = mean of l over the tokens whose score is above the eta-quantile of all supervised tokens' scores
 
 Fixed before training (the paper's "fixed-model cleaning"), where rho1 selects anew at each step and within each
-document. The two losses are columns of the shards (`rho1_base` and `rho1` of `annotate run --grouper rho1
---reference-model … --base-model …`), or their difference is one (`--grouper rho1_excess`); above 0, the
-reference model predicts the token better. The paper keeps 60 % of the tokens: --eta 0.4.
+document. The difference is a column of the shards (`--grouper rho1_excess`, which `annotate run --grouper rho1
+--reference-model … --base-model …` writes), or both losses are, under any names. Where it is above 0, the reference
+model predicts the token better. The paper keeps 60 % of the tokens: --eta 0.4.
 """
 
 from dataclasses import dataclass, field
