@@ -73,7 +73,7 @@ def _as_set(word: str) -> str:
     return f" A setting of the runs is given by --set {name}=VALUE."
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> _Parser:
     """Return the parser of `train sweep`."""
     parser = _Parser(
         prog="train sweep",
