@@ -82,15 +82,20 @@ class TestResume:
         assert train(place, "control", *words, "--eval_seed", "3") == 0
 
 
-def test_tokens_of_a_continued_run_are_those_of_one_left_alone(place):
-    names = ("tokens_seen", "supervised_tokens_seen", "seed", "eval_hash")
+def test_tokens_and_switches_of_a_continued_run_are_those_of_one_left_alone(place):
+    names = ("tokens_seen", "supervised_tokens_seen", "worst_group_switches", "seed", "eval_hash")
     words = ("--max_steps", "6", "--save_steps", "2", "--packing", "true", "--logging_steps", "4")
     assert train(place, "counted", *words) == 0
     alone = json.loads((place / "counted" / "run.json").read_text())
+    lines = (place / "counted" / "metrics.jsonl").read_text().splitlines()
     assert train(place, "counted", *words, "--resume_from_checkpoint", str(place / "counted" / "checkpoint-2")) == 0
     continued = json.loads((place / "counted" / "run.json").read_text())
     assert {name: continued[name] for name in names} == {name: alone[name] for name in names}
     assert 0 < alone["supervised_tokens_seen"] < alone["tokens_seen"]
+    again = (place / "counted" / "metrics.jsonl").read_text().splitlines()
+    switches = [[json.loads(line).get("worst_group_switches") for line in part] for part in (lines, again)]
+    assert switches[0] == switches[1]
+    assert alone["worst_group_switches"]["count"] == [count for count in switches[0] if count is not None][-1]
 
 
 def test_what_seed_chose_eval_seed_chooses(place, tmp_path):
