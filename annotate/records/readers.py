@@ -58,10 +58,15 @@ def read_jsonl(file: Location, start: int = 0, stop: int | None = None, lines: i
             begin, before = at, number
             at += len(line)
             number += 1
-            if not line.strip():
+            if line.isspace():
                 continue
             try:
-                yield Row(json.loads(line.decode("utf-8-sig" if begin == 0 else "utf-8")), None, begin, before)
+                text = line.decode("utf-8-sig" if begin == 0 else "utf-8")
+                line = b""  # noqa: PLW2901 (a line may have 50 MB: no copy of it outlives its use)
+                value = json.loads(text)
+                del text
+                yield Row(value, None, begin, before)
+                del value
             except ValueError as error:  # UnicodeDecodeError is one too
                 yield Row(None, f"line {number} is not JSON: {error}", begin, before)
             except RecursionError:

@@ -74,6 +74,7 @@ class Source:
         return values
 
 
+LONG_TEXT = 1 << 20  # characters
 _ENCODER = json.JSONEncoder(sort_keys=True, ensure_ascii=False, default=str, separators=(",", ":"))
 
 
@@ -84,6 +85,11 @@ def canonical_json(value: Any) -> bytes:
 
 def record_digest(value: Any) -> bytes:
     """Return 10 bytes that identify a record's content."""
+    if isinstance(value, dict) and any(isinstance(part, str) and len(part) > LONG_TEXT for part in value.values()):
+        digest = hashlib.sha256()
+        for chunk in _ENCODER.iterencode(value):  # piece by piece: slower, and without a copy of all of it
+            digest.update(chunk.encode("utf-8", "surrogatepass"))
+        return digest.digest()[:10]
     return hashlib.sha256(canonical_json(value)).digest()[:10]
 
 

@@ -26,7 +26,17 @@ from annotate.run.settings import Settings, check_settings
 from annotate.run.workspace import Workspace
 from annotate.run.writers import WRITER_NAME, Writer
 from common.errors import UserError
-from common.manifest import MANIFEST_NAME, REJECTS_NAME, TOKENIZER_NAME, WORK_NAME, GrouperInfo, Manifest, read_manifest
+from common.manifest import (
+    COPY_NAME,
+    MANIFEST_NAME,
+    REJECTS_NAME,
+    TOKENIZER_NAME,
+    WORK_NAME,
+    GrouperInfo,
+    Manifest,
+    read_manifest,
+    render,
+)
 from common.storage import Location, locate
 
 
@@ -106,7 +116,9 @@ def _held(out: Location) -> tuple[Manifest | None, dict[str, Any] | None]:
     if MANIFEST_NAME in names or any(name.startswith("manifest.") for name in names):
         found = read_manifest(out)
         manifest = found.manifest
-        if found.note is not None:  # its copy was read
+        copy = (out / COPY_NAME).read_bytes() if COPY_NAME in names else b""
+        differs = manifest.schema_version > 1 and copy != render(manifest)  # a kill between the two writes
+        if found.note is not None or differs:
             manifest.save(out)
         if is_half_published(manifest):
             manifest = finish(out)

@@ -4,6 +4,8 @@ What enters: the tokens of a shard, from a file of the first stage; or a finishe
 and token ids are all that is needed. What leaves: the shard, its record, and for the driver the record without rejects.
 """
 
+import threading
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,6 +60,7 @@ class Scorer:
         self.workspace = job.workspace
         self.groupers = job.groupers
         self.tokenizer = job.tokenizer
+        self.turn = threading.Lock()
         self.kinds = job.kinds
         for grouper in self.groupers:
             if grouper.needs_fit:
@@ -156,7 +159,9 @@ class Scorer:
         for grouper in self.groupers:
             if all(name in columns for name in grouper.columns):
                 continue
-            scores = grouper.score(batch)
+            # Threads read and write shards beside the model; the model itself sees one at a time, as its memory is for.
+            with self.turn if grouper.uses_model else nullcontext():
+                scores = grouper.score(batch)
             counters[grouper.name] = scores.counters
             columns |= scores.columns
             for document, message in scores.rejects.items():

@@ -16,7 +16,7 @@ from annotate.run.engines.resources import Cluster
 from common.errors import UserError
 
 TASKS_EACH = 2  # tasks in flight for each that can run at once: one waits in the node's queue
-CPU_DEPTH, GPU_DEPTH = 2, 3  # shards in flight in an actor; on a GPU one is read and one written meanwhile
+CPU_DEPTH, GPU_DEPTH = 2, 5  # shards in flight in an actor; on a GPU the others are read and written meanwhile
 LOOK_AGAIN_S = 2.0
 STARTS = 3  # times that an actor may die before its model is loaded
 

@@ -16,7 +16,7 @@ from typing import Any
 from annotate.run.engines.base import Engine, MakeWorker
 
 MAX_THREADS = 8  # the interpreter's share of the work, about a fifth, keeps more of them waiting
-GPU_THREADS = 3
+GPU_THREADS = 5  # the model sees one shard at a time; the others are read and written meanwhile
 PARALLELISM = "TOKENIZERS_PARALLELISM"
 
 

@@ -91,3 +91,12 @@ def test_the_data_home_must_be_a_directory(tmp_path, monkeypatch):
     monkeypatch.setenv(DATA_HOME, str(tmp_path / "gone"))
     with pytest.raises(UserError, match="expected a directory"):
         find_source("lima")
+
+
+def test_a_long_record_has_the_hash_that_it_would_have_as_a_short_one(monkeypatch):
+    from annotate.records import sources
+
+    record = {"b": "é\ud800\n" * 50, "a": {"x": [1.5, None]}, "n": 3}
+    short = sources.record_hash(record)
+    monkeypatch.setattr(sources, "LONG_TEXT", 10)
+    assert sources.record_hash(record) == short
