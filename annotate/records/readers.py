@@ -62,7 +62,7 @@ def read_jsonl(file: Location, start: int = 0, stop: int | None = None, lines: i
                 continue
             try:
                 text = line.decode("utf-8-sig" if begin == 0 else "utf-8")
-                line = b""  # noqa: PLW2901 (a line may have 50 MB: no copy of it outlives its use)
+                line = b""
                 value = json.loads(text)
                 del text
                 yield Row(value, None, begin, before)
