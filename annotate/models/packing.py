@@ -10,7 +10,9 @@ other rows as long as there are 16 or more, and activation functions take their 
 the number of rows is a multiple of 32. (Measured with torch 2.13 and one to four threads on an AMD EPYC. Where a number
 of threads shares large arrays out in odd pieces, single activations may round differently.)
 
-On a GPU, one sequence after another would leave most of it idle: there they are padded to rows of equal width. The
+On a GPU, one sequence after another would leave most of it idle: there they are padded to rows of equal width. Nothing
+there waits for the device: what a window of batches needs is copied to it once, through pinned memory, and masks are
+given ready to use, since transformers looks into a two-dimensional one, once a batch, to see whether it can go. The
 kernels change with the number of rows, so scores move by a rounding step or two. A model on a CPU whose attention
 cannot be packed is padded too.
 """
@@ -42,6 +44,7 @@ class Packing:
         embeddings = getattr(model.base_model, "embeddings", None)
         # RoBERTa's family counts positions from the padding's id on, and gives a padding token that id itself.
         self._padding_id = getattr(getattr(embeddings, "position_embeddings", None), "padding_idx", None)
+        self._attention = model.config.get_text_config()._attn_implementation
         self.packed = self.device.type == "cpu" and model.dtype == torch.float32 and self._pack(model)
 
     def batches(self, starts: np.ndarray, lengths: np.ndarray, batch_tokens: int) -> Iterator[Batch]:
@@ -59,6 +62,31 @@ class Packing:
             for chosen in plan_padded(lengths, batch_tokens, MAX_PADDING[self.device.type]):
                 yield lay_in_rows(starts[chosen], lengths[chosen], self._most_positions)
 
+    def window(self, laid: list[tuple[Batch, np.ndarray, np.ndarray | None]]) -> Iterator[dict[str, Any]]:
+        """Yield what `inputs` gives for each batch, its ids and who is seen; padded ones are copied all at once."""
+        if self.packed:
+            for batch, ids, seen in laid:
+                yield self.inputs(batch, ids, seen)
+            return
+        tokens = self.together([ids for _, ids, _ in laid])
+        masks = iter(self.together([seen for _, _, seen in laid if _hides(seen)]))
+        for (_, _, seen), ids in zip(laid, tokens, strict=True):
+            yield {"input_ids": ids, "attention_mask": self._ready(next(masks)) if _hides(seen) else None}
+
+    def together(self, arrays: list[np.ndarray]) -> list[Any]:
+        """Return arrays of one dtype as tensors on the device: one copy, of which each is a part, without waiting."""
+        if not arrays:
+            return []
+        whole = self._put(np.concatenate([array.ravel() for array in arrays]))
+        sizes = [array.size for array in arrays]
+        return [part.view(array.shape) for part, array in zip(whole.split(sizes), arrays, strict=True)]
+
+    def _ready(self, seen: Any) -> Any:
+        """Return a mask, bool [rows, width], as attention takes it: for `sdpa`, bool [rows, 1, width, width]."""
+        if self._attention != "sdpa":
+            return seen
+        return seen[:, None, None, :].expand(-1, -1, seen.shape[1], -1)
+
     def inputs(self, batch: Batch, ids: np.ndarray, seen: np.ndarray | None = None) -> dict[str, Any]:
         """Return the arguments that the model, or its `base_model`, is to be called with.
 
@@ -69,7 +97,7 @@ class Packing:
                 so where attention is causal, and where nothing is padded.
         """
         if batch.edges is None:
-            mask = None if seen is None or seen.all() else self._put(seen)
+            mask = self._ready(self._put(seen)) if _hides(seen) else None
             return {"input_ids": self._put(ids), "attention_mask": mask}
         sequences = [
             (slice(start, stop), None if seen is None else _additive_mask(seen[0, start:stop]))
@@ -124,6 +152,11 @@ class Packing:
                 pass
         model.set_attn_implementation(before)
         return False
+
+
+def _hides(seen: np.ndarray | None) -> bool:
+    """Return whether some tokens are not seen."""
+    return seen is not None and not seen.all()
 
 
 def close(found: Any, expected: Any, tolerance: float) -> bool:

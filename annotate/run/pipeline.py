@@ -207,7 +207,17 @@ def _save_tokenizer(inputs: Inputs, out: Location) -> None:
 
 
 def _options(settings: Settings, inputs: Inputs, engine: Engine, uses_model: bool) -> GrouperOptions:
-    """Complete the groupers' options with what only the run knows."""
+    """Complete the groupers' options with what only the run knows.
+
+    Raises:
+        UserError: a GPU is named by its number where Ray deals them out: a worker sees its own alone, as number 0.
+    """
+    asked = settings.options.device
+    if engine.name == "ray" and (asked or "").partition(":")[2]:
+        raise UserError(
+            f"--device {asked}: Ray gives each worker a GPU of its own, whatever its number here. Use --device cuda "
+            "(--gpus-per-worker says how much of one), or --engine local for that very GPU."
+        )
     return dataclasses.replace(
         settings.options,
         tokenizer=inputs.tokenizer.name,

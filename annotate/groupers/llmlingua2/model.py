@@ -19,7 +19,6 @@ from annotate.groupers.llmlingua2.rule import WordRule
 from annotate.groupers.llmlingua2.words import Words, merge_words
 from annotate.models.checkpoints import load_model, load_tokenizer
 from annotate.models.packing import Packing
-from annotate.models.planning import Batch
 from common.errors import UserError
 
 # Default budgets, padding included. On a CPU a batch's activations should stay near the caches; on a GPU the matrix
@@ -134,11 +133,17 @@ class Compressor:
         seen = np.ones(len(flat), dtype=bool)
         seen[places] = chunks.attended
 
-        results: list[tuple[Batch, Any]] = []
+        batches = list(self.packing.batches(starts, lengths, self.batch_tokens))
+        if not batches:
+            return lambda: np.empty(0, dtype=np.float32)
+        laid = [
+            (batch, np.where(batch.real, flat[batch.sources], self.pad), seen[batch.sources] & batch.real)
+            for batch in batches
+        ]
         with torch.inference_mode():
-            for batch in self.packing.batches(starts, lengths, self.batch_tokens):
-                ids = np.where(batch.real, flat[batch.sources], self.pad)
-                results.append((batch, self._forward(batch, ids, seen[batch.sources] & batch.real)))
+            values = torch.cat([self._forward(inputs).flatten() for inputs in self.packing.window(laid)])
+            if self.on_gpu:  # one copy for the window; it arrives with the stream
+                values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
             done = torch.cuda.Event() if self.on_gpu else None
             if done is not None:
                 done.record(torch.cuda.current_stream(self.model.device))
@@ -147,22 +152,19 @@ class Compressor:
             if done is not None:
                 done.synchronize()
             probabilities = np.empty(len(flat), dtype=np.float32)
-            for batch, values in results:
-                probabilities[batch.sources[batch.real]] = values.numpy()[batch.real]
+            sources = np.concatenate([batch.sources.ravel() for batch in batches])
+            real = np.concatenate([batch.real.ravel() for batch in batches])
+            probabilities[sources[real]] = values.numpy()[real]
             return probabilities[places]
 
         return finish
 
-    def _forward(self, batch: Batch, ids: np.ndarray, seen: np.ndarray) -> Any:
-        """Return softmax(logits)[…, 1] as float32 [rows, width] on the CPU; on a GPU it arrives with the stream."""
+    def _forward(self, inputs: dict[str, Any]) -> Any:
+        """Return softmax(logits)[…, 1] as float32 [rows, width], on the model's device."""
         import torch
 
-        logits = self.model(**self.packing.inputs(batch, ids, seen)).logits.float()
-        values = torch.sigmoid(logits[..., 1] - logits[..., 0])  # the softmax of two
-        if not self.on_gpu:
-            return values
-        host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-        return host.copy_(values, non_blocking=True)
+        logits = self.model(**inputs).logits.float()
+        return torch.sigmoid(logits[..., 1] - logits[..., 0])  # the softmax of two
 
 
 def _one_ahead(pool: Executor, function: Callable[[Any], Any], items: list[Any]) -> Iterator[Any]:

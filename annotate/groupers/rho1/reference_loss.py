@@ -12,7 +12,7 @@ import numpy as np
 
 from annotate.models.checkpoints import load_model
 from annotate.models.packing import Packing, close
-from annotate.models.planning import ROWS, Batch
+from annotate.models.planning import ROWS
 from common.errors import UserError
 
 # Float32 logits that exist at one time, as [tokens of a chunk, vocabulary]: 32 MiB on a CPU, which stays near its
@@ -75,32 +75,44 @@ class ReferenceModel:
         # The last token of a document predicts nothing that is asked for, so it is not fed.
         lengths = np.diff(offsets)[documents] - 1
         documents, lengths = documents[lengths > 0], lengths[lengths > 0]
-        for batch in self.packing.batches(offsets[documents], lengths, batch_tokens):
-            predicted = batch.sources[batch.real] + 1
+        batches = list(self.packing.batches(offsets[documents], lengths, batch_tokens))
+        if not batches:
+            return result
+        predicted = [batch.sources[batch.real] + 1 for batch in batches]
+        laid = [(batch, input_ids[batch.sources].astype(np.int64), None) for batch in batches]
+        # What follows each real token, and where the real ones are: with the tokens, all that the device needs to know.
+        wanted = self.packing.together([input_ids[places].astype(np.int64) for places in predicted])
+        kept = self.packing.together([np.flatnonzero(batch.real) for batch in batches])
+        values = []
+        inputs = self.packing.window(laid)
+        for batch, targets, real in zip(batches, wanted, kept, strict=True):
             try:
-                values = self._batch_losses(batch, input_ids[batch.sources].astype(np.int64), input_ids[predicted])
+                values.append(self._batch_losses(next(inputs), real, targets))
             except torch.OutOfMemoryError as error:
                 raise UserError(
                     f"{self.where}: a batch of {batch.sources.size} tokens does not fit into the device's memory. "
                     f"Lower --batch-tokens (now {batch_tokens}), or use --dtype bfloat16."
                 ) from error
-            result[predicted] = values
+        result[np.concatenate(predicted)] = torch.cat(values).cpu().numpy()  # the only wait
         return result
 
-    def _batch_losses(self, batch: Batch, ids: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """Return float64 [num_real] for ids [rows, width] and what follows each real one, int [num_real]."""
+    def _batch_losses(self, inputs: dict[str, Any], real: Any, wanted: Any) -> Any:
+        """Return float64 [num_real] on the device.
+
+        Args:
+            inputs: of the model, for ids [rows, width].
+            real: int64 [num_real], where in the flat rows the real tokens are.
+            wanted: int64 [num_real], what follows each of them.
+        """
         import torch
 
-        device = self.model.device
         with torch.inference_mode():
             # Not told which tokens are padding: on the right alone it changes nothing, and without a mask attention
             # takes its fast causal path. It repeats a document's own last token: attention gives padding the weight 0,
             # but 0 · NaN is NaN, so another token there could spoil a document that is sound.
-            hidden = self._hidden(**self.packing.inputs(batch, ids)).flatten(0, 1)
-            hidden = hidden[torch.from_numpy(np.flatnonzero(batch.real)).to(device)]
-            wanted = torch.from_numpy(targets.astype(np.int64)).to(device)
+            hidden = self._hidden(**inputs).flatten(0, 1)[real]
             rows = max(1, LOGITS_PER_CHUNK[self.device_kind] // self.vocab_size // ROWS) * ROWS
-            losses = torch.empty(len(wanted), dtype=torch.float64, device=device)
+            losses = torch.empty(len(wanted), dtype=torch.float64, device=hidden.device)
             for start in range(0, len(wanted), rows):
                 chunk = slice(start, start + rows)
                 logits = self._logits(_filled(hidden[chunk]))[: len(wanted[chunk])]
@@ -109,7 +121,7 @@ class ReferenceModel:
                 logits.sub_(logits.amax(dim=1, keepdim=True))
                 chosen = logits.gather(1, wanted[chunk, None]).squeeze(1).double()
                 losses[chunk] = logits.exp_().sum(dim=1).double().log_().sub_(chosen)
-            return losses.cpu().numpy()
+            return losses
 
     def _hidden(self, **inputs: Any) -> Any:
         """Return the last hidden states [rows, width, hidden size] of input_ids [rows, width]."""

@@ -88,7 +88,9 @@ def test_a_padded_batch_by_hand(bert, monkeypatch):
     assert first.edges is None
     assert second.sources.tolist() == [[0, 1, 2, 2, 2, 2, 2, 2]]
     assert second.real.tolist() == [[True] * 3 + [False] * 5]
-    assert way.inputs(second, flat[second.sources], second.real)["attention_mask"].tolist() == second.real.tolist()
+    mask = way.inputs(second, flat[second.sources], second.real)["attention_mask"]
+    assert mask.shape == (1, 1, 8, 8)
+    assert mask[:, 0, 5].tolist() == second.real.tolist()
     assert way.inputs(second, flat[second.sources])["attention_mask"] is None
 
 
@@ -183,3 +185,56 @@ def test_probabilities_are_the_same_in_any_batch(family, tmp_path, two_threads):
         words = compressor.word_probabilities([texts[i] for i in order])
         for place, i in enumerate(order):
             assert np.abs(words.probabilities[words.documents == place] - alone[i]).max() == 0
+
+
+class TestWindows:
+    """What a GPU is given: the padded way, tried on a CPU. Nothing in it may make the host wait."""
+
+    @pytest.fixture
+    def compressor(self, tmp_path):
+        tokenizer = small_tokenizer("bert")
+        save_compressor(tmp_path / "compressor", "bert", tokenizer)
+        compressor = Compressor(Checkpoint.find(str(tmp_path / "compressor")), batch_tokens=64)
+        compressor.packing.packed = False  # as on a GPU
+        return compressor
+
+    TEXTS = ("the cat sat . the dog ran away", "a cat", "the mat and then the dog sat on it . so it was", "")
+
+    def test_masks_are_ready_and_copies_few(self, compressor, monkeypatch):
+        seen, copies = [], []
+        forward, put = compressor.model.forward, compressor.packing._put
+
+        def watched(*arguments, **keywords):
+            seen.append(keywords["attention_mask"])
+            return forward(*arguments, **keywords)
+
+        monkeypatch.setattr(compressor.model, "forward", watched)
+        monkeypatch.setattr(compressor.packing, "_put", lambda array: copies.append(array.dtype) or put(array))
+        compressor.word_probabilities(list(self.TEXTS) * 6)
+        assert len(seen) > 2  # batches, of one window
+        assert len(copies) == 2  # their tokens, and who is seen
+        masks = [mask for mask in seen if mask is not None]
+        assert masks
+        assert all(mask.dim() == 4 and mask.dtype == torch.bool for mask in masks)
+
+    def test_scores_are_those_of_a_two_dimensional_mask(self, compressor, monkeypatch):
+        found = compressor.word_probabilities(list(self.TEXTS))
+        monkeypatch.setattr(compressor.packing, "_ready", lambda seen: seen)  # transformers makes the mask of it
+        expected = compressor.word_probabilities(list(self.TEXTS))
+        np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=1e-6)
+
+    def test_reference_losses_are_fetched_once(self, tmp_path, monkeypatch):
+        save_checkpoint(tmp_path, "llama")
+        model = ReferenceModel(str(tmp_path), "--reference-model", None, "float32", "cpu")
+        rng = np.random.default_rng(0)
+        lengths = np.array([5, 17, 3, 9, 30, 1])
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        ids = rng.integers(0, model.vocab_size, offsets[-1]).astype(np.int32)
+        expected = model.losses(ids, offsets, np.arange(6), 40)
+        model.packing.packed = False
+        fetched = []
+        cpu = torch.Tensor.cpu
+        monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: fetched.append(tensor.shape) or cpu(tensor))
+        found = model.losses(ids, offsets, np.arange(6), 40)
+        assert len(fetched) == 1
+        np.testing.assert_allclose(found, expected, atol=1e-5)
