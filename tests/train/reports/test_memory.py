@@ -144,7 +144,15 @@ class TestFitting:
         monkeypatch.setattr(fitting, "SMALL", 0)
         monkeypatch.setattr(fitting, "available_bytes", lambda device: (available, "a device"))
         args = make_config(tmp_path, per_device_train_batch_size=4, gradient_accumulation_steps=2, **changes)
-        return args, fit(args, frozenset(given), ModelConfig(dtype="float32"), config_of(2), rows, None, can_split)
+        return args, fit(
+            args,
+            frozenset(given),
+            ModelConfig(dtype="float32"),
+            config_of(5, intermediate_size=2048),
+            rows,
+            None,
+            can_split,
+        )
 
     def test_recomputes_only_where_it_must(self, rows, tmp_path, monkeypatch):
         _, roomy = self.fit(rows, tmp_path, monkeypatch, 16 * GIB)
@@ -187,7 +195,7 @@ class TestRounding:
         """Neighbours of 2^-8 are 2^-15 away in bfloat16: half of it is 1.5e-5. Those of 2^-9: 7.6e-6."""
         assert smallest_that_stays(rate, bits) == least
 
-    @pytest.mark.parametrize("rate", [1e-5, 3e-4])
+    @pytest.mark.parametrize("rate", [1e-5, 1e-4])
     def test_a_real_step_leaves_as_many_unchanged(self, rate):
         model = LlamaForCausalLM(config_of()).bfloat16()
         share = unchanged_share(model, rate)
