@@ -17,14 +17,14 @@ def rows(num_documents: int, longest: int, vocabulary: int, kind: str = "go", se
     rng = np.random.default_rng(seed)
     lengths = np.clip((rng.lognormal(-1.3, 0.8, num_documents) * longest).astype(int), 8, longest)
     columns: dict[str, list] = {"input_ids": [], "supervised": []}
-    extra = "reference_loss" if kind == "rho1" else "important"
+    extra = "reference_loss" if kind == "rho1" else "group"
     columns[extra] = []
     for length in lengths.tolist():
         prompt = max(1, length // 5)
         columns["input_ids"].append(rng.integers(2, vocabulary, length).tolist())
         columns["supervised"].append([False] * prompt + [True] * (length - prompt))
         values = rng.random(length).astype(np.float32) * 12
-        columns[extra].append(values.tolist() if kind == "rho1" else (values > 8).tolist())
+        columns[extra].append(values.tolist() if kind == "rho1" else (values > 8).astype(np.int8).tolist())
     return Dataset.from_dict(columns).with_format("numpy")
 
 
@@ -70,8 +70,8 @@ def trainer(net: Any, data: Any, device: str, lengths: bool = False, **settings:
     from transformers import PrinterCallback, ProgressCallback
 
     from tests.train.conftest import build_tokenizer
+    from tests.train.runs import trainer_over
     from train.loop.attention import use_lengths
-    from train.loop.trainer import GOTrainer
     from train.settings.config import GOConfig
 
     args = GOConfig(
@@ -86,7 +86,7 @@ def trainer(net: Any, data: Any, device: str, lengths: bool = False, **settings:
             **settings,
         }
     )
-    made = GOTrainer(net, args, data, processing_class=build_tokenizer())
+    made = trainer_over(data, net, args, build_tokenizer())
     made.remove_callback(PrinterCallback)
     made.remove_callback(ProgressCallback)
     if lengths:

@@ -191,12 +191,11 @@ class TestWindows:
     """What a GPU is given: the padded way, tried on a CPU. Nothing in it may make the host wait."""
 
     @pytest.fixture
-    def compressor(self, tmp_path):
+    def compressor(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(Packing, "_pack", lambda self, model: False)  # as on a GPU
         tokenizer = small_tokenizer("bert")
         save_compressor(tmp_path / "compressor", "bert", tokenizer)
-        compressor = Compressor(Checkpoint.find(str(tmp_path / "compressor")), batch_tokens=64)
-        compressor.packing.packed = False  # as on a GPU
-        return compressor
+        return Compressor(Checkpoint.find(str(tmp_path / "compressor")), batch_tokens=64)
 
     TEXTS = ("the cat sat . the dog ran away", "a cat", "the mat and then the dog sat on it . so it was", "")
 
@@ -231,7 +230,8 @@ class TestWindows:
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         ids = rng.integers(0, model.vocab_size, offsets[-1]).astype(np.int32)
         expected = model.losses(ids, offsets, np.arange(6), 40)
-        model.packing.packed = False
+        monkeypatch.setattr(Packing, "_pack", lambda self, model: False)
+        model = ReferenceModel(str(tmp_path), "--reference-model", None, "float32", "cpu")
         fetched = []
         cpu = torch.Tensor.cpu
         monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: fetched.append(tensor.shape) or cpu(tensor))
