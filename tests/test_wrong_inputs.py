@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import sys
 import tempfile
 import time
@@ -77,6 +78,7 @@ def type_command(typed: str, home: Path) -> Answer:
     else:
         from train.cli import main
     said = io.StringIO()
+    on_term = signal.getsignal(signal.SIGTERM)  # `annotate serve` takes it
     kept, environment, argv, status = os.getcwd(), dict(os.environ), sys.argv, 0
     os.chdir(home)
     sys.argv = words
@@ -96,6 +98,7 @@ def type_command(typed: str, home: Path) -> Answer:
         os.environ.clear()
         os.environ.update(environment)
         sys.argv = argv
+        signal.signal(signal.SIGTERM, on_term)
     return Answer(status, " ".join(said.getvalue().split()), seconds)
 
 
