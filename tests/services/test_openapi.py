@@ -12,7 +12,7 @@ def test_the_document_names_every_route_and_its_errors(server):
         docs = client.get("/docs").text
     assert set(document["paths"]) == {"/v1/score", "/v1/groupers", "/health", "/ready", "/info", "/metrics"}
     assert set(document["paths"]["/v1/score"]["post"]["responses"]) == {
-        "200", "401", "413", "415", "422", "429", "500", "503",
+        "200", "401", "408", "413", "415", "422", "429", "431", "500", "503",
     }  # fmt: skip
     assert "http://" not in docs.replace("http://localhost", "")
     assert "https://" not in docs, "the docs load nothing from elsewhere"

@@ -43,6 +43,8 @@ def check_early(words: Sequence[str], own: Sequence[type], objectives: Sequence[
     kinds = {field.name: field.type for settings in own for field in dataclasses.fields(settings)}
     theirs = _their_flags()
     problems = []
+    if not words:
+        problems.append("--shards: expected one or more directories made by `annotate run`, found none.")
     for name, values in _flags(words):
         if name in kinds:
             problems += _wrong_kind(name, values, kinds[name])
