@@ -2,9 +2,9 @@
 
 Run: python -m tests.benchmarks.columns --shards DIR [--runs 3]
 
-DIR is a complete shard directory with a column `tfidf` and no other; it is copied. Both sides alternate, in one process,
-on as many threads as the local engine takes: (a) `annotate run --grouper random --grouper frequency --out COPY`, without
-the source; (b) each shard read whole and written again.
+DIR is a complete shard directory with a column `tfidf` and no other; it is copied. The sides alternate, in one process,
+on as many threads as the local engine takes: `annotate run --grouper random [--grouper frequency] --out COPY`, without
+the source; and each shard read whole and written again.
 """
 
 import argparse
