@@ -154,7 +154,7 @@ def test_the_plan_of_a_billion_rows_is_small():
 
     tracemalloc.start()
     parts = tuple(
-        ranges.SourceRange(i, "lines", locate("/data/x.jsonl"), 0, 50 << 20, True, 100_000, 0, i * 100_000)
+        ranges.SourceRange(i, "lines", locate("/data/x.jsonl"), 0, 50 << 20, rows=100_000, first_row=i * 100_000)
         for i in range(10_000)
     )
     plan = SourcePlan(parts, 10**9, 500 * 10**9, 239, default_rows(10**9, 500 * 10**9))
