@@ -11,6 +11,8 @@ REGISTRY = {
     "frequency": "annotate.groupers.frequency:Frequency",
     "random": "annotate.groupers.random:Random",
     "rho1": "annotate.groupers.rho1.grouper:Rho1",
+    "entropy": "annotate.groupers.entropy:Entropy",
+    "sifd": "annotate.groupers.sifd:SelectiveIfd",
     "llmlingua2": "annotate.groupers.llmlingua2.grouper:Llmlingua2",
 }
 

@@ -78,6 +78,12 @@ def load_target(name: str, revision: str | None = None) -> "TargetTokenizer":
     return TargetTokenizer(name, revision)
 
 
+def find_prefix(backend: Any) -> list[int]:
+    """Return the ids of the special tokens that a tokenizer's `backend_tokenizer` puts before any text."""
+    with_special = backend.encode("a", add_special_tokens=True)
+    return with_special.ids[: with_special.special_tokens_mask.index(0)]
+
+
 class TargetTokenizer:
     """The tokenizer of the model to be fine-tuned.
 
@@ -93,8 +99,7 @@ class TargetTokenizer:
         backend = self.tokenizer.backend_tokenizer
         backend.no_truncation()
         backend.no_padding()
-        with_special = backend.encode("a", add_special_tokens=True)
-        self.prefix = with_special.ids[: with_special.special_tokens_mask.index(0)]
+        self.prefix = find_prefix(backend)
         # Text of a record that reads like a special token stays text: only templates make special tokens.
         backend.encode_special_tokens = True
         self.backend = backend

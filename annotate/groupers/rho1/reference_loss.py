@@ -1,11 +1,12 @@
-"""Per-token cross-entropy under a frozen causal language model, without ever holding its full logits.
+"""Per-token cross-entropy and entropy under a frozen causal language model, without ever holding its full logits.
 
-What enters: documents as flat token ids with offsets. What leaves: nats per token, which `grouper.py`
-writes as reference losses. Documents share forward passes (`packing.py`): end to end on a CPU, where a neighbour
+What enters: documents as flat token ids with offsets. What leaves: nats per token, which `rho1`, `entropy` and `sifd`
+make their scores of. Documents share forward passes (`packing.py`): end to end on a CPU, where a neighbour
 changes no bit; padded on the right on a GPU, where causal attention never looks, so that a neighbour changes a value by
 rounding at most.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -69,6 +70,28 @@ class ReferenceModel:
             float64 [num_tokens], nats; 0 for the first token of a document, which has no prefix. Not finite where the
             model's output is not. Float64 from the logarithm on, so that a difference of two is rounded once.
         """
+        return self._measure(input_ids, offsets, documents, batch_tokens, _cross_entropy)
+
+    def entropies(
+        self, input_ids: np.ndarray, offsets: np.ndarray, documents: np.ndarray, batch_tokens: int
+    ) -> np.ndarray:
+        """Return the entropy of what each token was drawn from: −Σ_v p(v | w_1 … w_{j−1}) · log p(v | w_1 … w_{j−1}).
+
+        Equals, for each document alone and after a leading 0,
+        `torch.distributions.Categorical(logits=model(ids).logits[0, :-1].float()).entropy()`. Arguments and result are
+        those of `losses`.
+        """
+        return self._measure(input_ids, offsets, documents, batch_tokens, _entropy)
+
+    def _measure(
+        self,
+        input_ids: np.ndarray,
+        offsets: np.ndarray,
+        documents: np.ndarray,
+        batch_tokens: int,
+        quantity: Callable[[Any, Any], Any],
+    ) -> np.ndarray:
+        """Return what `quantity` makes of the logits that predict each token, and the token; float64 [num_tokens]."""
         import torch
 
         result = np.zeros(len(input_ids), dtype=np.float64)
@@ -87,7 +110,7 @@ class ReferenceModel:
         inputs = self.packing.window(laid)
         for batch, targets, real in zip(batches, wanted, kept, strict=True):
             try:
-                values.append(self._batch_losses(next(inputs), real, targets))
+                values.append(self._measure_batch(next(inputs), real, targets, quantity))
             except torch.OutOfMemoryError as error:
                 raise UserError(
                     f"{self.where}: a batch of {batch.sources.size} tokens does not fit into the device's memory. "
@@ -96,13 +119,16 @@ class ReferenceModel:
         result[np.concatenate(predicted)] = torch.cat(values).cpu().numpy()  # the only wait
         return result
 
-    def _batch_losses(self, inputs: dict[str, Any], real: Any, wanted: Any) -> Any:
+    def _measure_batch(
+        self, inputs: dict[str, Any], real: Any, wanted: Any, quantity: Callable[[Any, Any], Any]
+    ) -> Any:
         """Return float64 [num_real] on the device.
 
         Args:
             inputs: of the model, for ids [rows, width].
             real: int64 [num_real], where in the flat rows the real tokens are.
             wanted: int64 [num_real], what follows each of them.
+            quantity: of logits [tokens, vocabulary] and targets [tokens], float64 [tokens].
         """
         import torch
 
@@ -112,16 +138,12 @@ class ReferenceModel:
             # but 0 · NaN is NaN, so another token there could spoil a document that is sound.
             hidden = self._hidden(**inputs).flatten(0, 1)[real]
             rows = max(1, LOGITS_PER_CHUNK[self.device_kind] // self.vocab_size // ROWS) * ROWS
-            losses = torch.empty(len(wanted), dtype=torch.float64, device=hidden.device)
+            values = torch.empty(len(wanted), dtype=torch.float64, device=hidden.device)
             for start in range(0, len(wanted), rows):
                 chunk = slice(start, start + rows)
                 logits = self._logits(_filled(hidden[chunk]))[: len(wanted[chunk])]
-                # log-sum-exp in place: torch.logsumexp would hold a second array of the chunk's size. The largest logit
-                # goes out of both terms, so the target's is the difference to it.
-                logits.sub_(logits.amax(dim=1, keepdim=True))
-                chosen = logits.gather(1, wanted[chunk, None]).squeeze(1).double()
-                losses[chunk] = logits.exp_().sum(dim=1).double().log_().sub_(chosen)
-            return losses
+                values[chunk] = quantity(logits, wanted[chunk])
+            return values
 
     def _hidden(self, **inputs: Any) -> Any:
         """Return the last hidden states [rows, width, hidden size] of input_ids [rows, width]."""
@@ -160,6 +182,29 @@ class ReferenceModel:
                 "known here (known: a linear head, then a scale and a soft cap), so its losses would be wrong. "
                 "Use a reference model of another architecture."
             )
+
+
+def _cross_entropy(logits: Any, targets: Any) -> Any:
+    """Return −log softmax(logits)[target], float64 [tokens], of logits float32 [tokens, vocabulary], which it uses up.
+
+    In place: torch.logsumexp would hold a second array of the chunk's size. The largest logit goes out of both terms,
+    so the target's is the difference to it.
+    """
+    logits.sub_(logits.amax(dim=1, keepdim=True))
+    chosen = logits.gather(1, targets[:, None]).squeeze(1).double()
+    return logits.exp_().sum(dim=1).double().log_().sub_(chosen)
+
+
+def _entropy(logits: Any, targets: Any) -> Any:
+    """Return the entropy of softmax(logits), float64 [tokens], nats; as `_cross_entropy`, but with a second array.
+
+    With z = logits − max and S = Σ exp(z): H = log S − Σ z·exp(z) / S. A z of −inf is a token that cannot come: it adds
+    0, where 0 · −inf would be NaN; exp(−200) is 0 in float32.
+    """
+    logits.sub_(logits.amax(dim=1, keepdim=True)).clamp_(min=-200.0)
+    weights = logits.exp()
+    total = weights.sum(dim=1).double()
+    return total.log().sub_(logits.mul_(weights).sum(dim=1).double().div_(total)).clamp_(min=0.0)
 
 
 def _filled(hidden: Any) -> Any:
