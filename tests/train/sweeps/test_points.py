@@ -4,10 +4,12 @@ import dataclasses
 
 import pytest
 
+from tests.train.objectives import own
 from train.objectives import OBJECTIVES
 from train.sweeps.file import SweepFile
 from train.sweeps.points import effective, make_points, words
 from train.sweeps.reads import unread_settings
+from train.sweeps.validation import check_points
 
 
 def names(**sections):
@@ -107,6 +109,40 @@ class TestObjectives:
     def test_settings_that_are_wrong_are_left_to_the_parser(self):
         assert unread_settings({"objective": "go", "group_quantiles": "high"}) == frozenset()
         assert unread_settings({"objective": "none"}) == frozenset()
+
+
+class TestOwnObjective:
+    """One class and one registry line are enough for points, their names, and what the file may say."""
+
+    @pytest.fixture(autouse=True)
+    def _registered(self, monkeypatch):
+        monkeypatch.setitem(OBJECTIVES, own.Own.name, own.Own)
+
+    def test_it_reads_its_flag_and_no_other_objectives(self):
+        unread = unread_settings({"objective": "own", "own_power": 2.0})
+        assert "own_power" not in unread
+        assert {"lambda_max", "dro_step", "eta", "permute_groups"} <= unread
+        assert "own_power" in unread_settings({"objective": "go"})
+
+    def test_its_flag_makes_points(self):
+        points = [{"objective": "go"}, {"objective": "own"}]
+        found = names(points=points, grid={"own_power": [1.0, 2.0]})
+        assert found == ["go", "go.permuted", "own-own_power1", "own-own_power2"]
+
+    def test_every_point_is_parsed_as_a_run_would_be(self, shards):
+        sizes, problems = self.check(shards, {"own_power": 2.0})
+        assert (problems, sizes["own"].steps) == ([], 3)
+        assert self.check(shards, {"own_power": -1})[1] == ["own: --own_power: expected at least 0, found -1.0."]
+        assert (
+            "`train run` has no flag 'own_powr'. Did you mean own_power?" in self.check(shards, {"own_powr": 1})[1][0]
+        )
+
+    def check(self, shards, settings):
+        base = {"shards": str(shards), "model": "tiny", "max_steps": 3}
+        sweep = SweepFile(base, [1], points=[{"objective": "own", **settings}])
+        points, _, problems = make_points(sweep)
+        assert problems == []
+        return check_points(sweep, points, 1)
 
 
 class TestNames:
