@@ -108,6 +108,8 @@ class GOTrainer(ResumableTrainer):
         self._check_processes()
         if not objective.is_base_trainers:  # accelerate may have been configured elsewhere than in the arguments
             raise_together(parallelism_problems(self.accelerator.parallelism_config) + self._deepspeed_problems())
+        # A batch has more tensors than TRL's; from pinned memory, the host need not wait for any of them to arrive.
+        self.accelerator.dataloader_config.non_blocking |= args.dataloader_pin_memory
         keep_sums_exact(self.accelerator)
         if self.padding_free:
             check_isolation(self.model, self.data_collator, self.accelerator.autocast)
