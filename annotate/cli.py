@@ -7,11 +7,13 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 from rich.console import Console
 
+from annotate.run.flags import PANEL as SCORES
+from annotate.run.flags import WithGroupers
 from common.errors import UserError, explain
 
 app = typer.Typer(
@@ -23,13 +25,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-SOURCE, SCORES, OUTPUT, ENGINE, LIMITS = "Source", "Scores", "Output", "Engine", "Limits"
+SOURCE, OUTPUT, ENGINE, LIMITS = "Source", "Output", "Engine", "Limits"
 # typer reads Optional[...], and not X | None, the same way in every version since 0.9.
 OptionalStr = Optional[str]  # noqa: UP045
 OptionalInt = Optional[int]  # noqa: UP045
 
 
 @app.command()
+@WithGroupers
 def run(
     data: Annotated[
         Optional[list[str]],  # noqa: UP045
@@ -95,56 +98,6 @@ def run(
             rich_help_panel=SOURCE,
         ),
     ] = "truncate",
-    grouper: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option(
-            help="How to score: tfidf, frequency, random, llmlingua2 or rho1. Give it several times for several "
-            "columns; given later with the same --out it adds a column. Default: tfidf.",
-            rich_help_panel=SCORES,
-        ),
-    ] = None,
-    seed: Annotated[OptionalInt, typer.Option(help="Seed of `random`. Default: 0.", rich_help_panel=SCORES)] = None,
-    compressor_model: Annotated[
-        OptionalStr,
-        typer.Option(
-            help="Compressor of `llmlingua2`: a directory or a hub id. Default: "
-            "microsoft/llmlingua-2-xlm-roberta-large-meetingbank.",
-            rich_help_panel=SCORES,
-        ),
-    ] = None,
-    package_parity: Annotated[
-        bool,
-        typer.Option(
-            "--package-parity",
-            help="Score exactly as the llmlingua 0.2.2 package does, foreign special tokens included (`llmlingua2`).",
-            rich_help_panel=SCORES,
-        ),
-    ] = False,
-    reference_model: Annotated[
-        OptionalStr,
-        typer.Option(help="Reference model of `rho1`: a directory or a hub id.", rich_help_panel=SCORES),
-    ] = None,
-    base_model: Annotated[
-        OptionalStr,
-        typer.Option(
-            help="Also write `rho1_excess`, the loss of this model less that of the reference model.",
-            rich_help_panel=SCORES,
-        ),
-    ] = None,
-    dtype: Annotated[
-        OptionalStr,
-        typer.Option(
-            help="float32, bfloat16 or float16 for models. Default: float32 on CPU, bfloat16 on GPU.",
-            rich_help_panel=SCORES,
-        ),
-    ] = None,
-    batch_tokens: Annotated[
-        OptionalInt, typer.Option(help="Tokens, padding included, in one batch of a model.", rich_help_panel=SCORES)
-    ] = None,
-    device: Annotated[
-        OptionalStr,
-        typer.Option(help="cpu or cuda for models. Default: cuda where there is a GPU.", rich_help_panel=SCORES),
-    ] = None,
     out: Annotated[
         str,
         typer.Option(
@@ -180,6 +133,8 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be read and made, and make nothing.")
     ] = False,
+    grouper: list[str] | None = None,
+    **flags: Any,
 ) -> None:
     """Score every token of an instruction dataset and write Parquet shards.
 
@@ -202,16 +157,6 @@ def run(
     from annotate.run.summaries import print_summary
 
     console = Console(stderr=True, soft_wrap=True)
-    options = GrouperOptions(
-        seed=seed,
-        compressor_model=compressor_model,
-        reference_model=reference_model,
-        base_model=base_model,
-        dtype=dtype,  # type: ignore[arg-type]  # checked where it is read
-        batch_tokens=batch_tokens,
-        package_parity=package_parity or None,
-        device=device,
-    )
     settings = Settings(
         data=tuple(data) if data else None,
         columns=parse_mapping(map or [], text_column),
@@ -230,7 +175,7 @@ def run(
         address=address,
         workers=workers,
         gpus_per_worker=gpus_per_worker,
-        options=options,
+        options=GrouperOptions(flags={name: value for name, value in flags.items() if value is not False}),
     )
     if dry_run:
         print("\n".join(describe_run(settings)))

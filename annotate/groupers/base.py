@@ -1,35 +1,90 @@
 """What a grouper is: the method that gives every token a score (paper section 3.2, the function g before thresholding).
 
-A new grouper is one file in this folder with one subclass, and one line in the registry (`annotate.groupers`).
+A new grouper is one file in this folder with one subclass, its flags included, and one line in the registry
+(`annotate.groupers`).
 """
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
 from annotate.tokens.batch import Scores, TokenBatch
+from common.errors import raise_together
 from common.manifest import Kind
 
 
 @dataclass(frozen=True)
-class GrouperOptions:
-    """Every setting that some grouper reads; the command line's flags of the same names. None means "the default"."""
+class Flags:
+    """The flags of one grouper: a subclass's fields, each with a default and its help in the field's metadata.
 
-    seed: int | None = None
-    tokenizer: str | None = None  # the target tokenizer: name or path, as the pipeline resolved it
-    tokenizer_fingerprint: str | None = None
-    max_length: int | None = None
-    compressor_model: str | None = None
-    reference_model: str | None = None
-    base_model: str | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    batch_tokens: int | None = None
-    package_parity: bool | None = None
-    device: str | None = None  # "cpu", "cuda", "cuda:1"; by default CUDA where there is a GPU
+    A field `own_power` is `--own-power`; its type is str, int, float, or bool (given or not), each `| None` where None
+    means the grouper's default. Groupers that share a flag inherit it, so that it has one type and one help.
+    """
+
+    def problems(self) -> list[str]:
+        """Return a sentence for every value that is wrong, naming its flag."""
+        return []
+
+
+@dataclass(frozen=True)
+class ModelFlags(Flags):
+    """What every grouper that runs a model takes."""
+
+    dtype: str | None = field(
+        default=None,
+        metadata={"help": "float32, bfloat16 or float16 for models. Default: float32 on CPU, bfloat16 on GPU."},
+    )
+    batch_tokens: int | None = field(
+        default=None, metadata={"help": "Tokens, padding included, in one batch of a model."}
+    )
+    device: str | None = field(
+        default=None,
+        metadata={"help": "cpu or cuda (cuda:1 with --engine local) for models. Default: cuda where there is a GPU."},
+    )
+
+
+AnyFlags = TypeVar("AnyFlags", bound=Flags)
+
+
+@dataclass(frozen=True, init=False)
+class GrouperOptions:
+    """What a grouper is set up from: what only the run knows, and the flags that were given, of whatever groupers."""
+
+    tokenizer: str | None  # the target tokenizer: name or path, as the pipeline resolved it
+    tokenizer_fingerprint: str | None
+    max_length: int | None
+    flags: Mapping[str, Any]  # by field name; a flag that is not given is not in it
+
+    def __init__(
+        self,
+        tokenizer: str | None = None,
+        tokenizer_fingerprint: str | None = None,
+        max_length: int | None = None,
+        flags: Mapping[str, Any] | None = None,
+        **more: Any,
+    ) -> None:
+        """Take flags as a mapping, or by name; None is a flag that was not given."""
+        object.__setattr__(self, "tokenizer", tokenizer)
+        object.__setattr__(self, "tokenizer_fingerprint", tokenizer_fingerprint)
+        object.__setattr__(self, "max_length", max_length)
+        given = {**(flags or {}), **more}
+        object.__setattr__(self, "flags", {name: value for name, value in given.items() if value is not None})
+
+    def read(self, kind: type[AnyFlags]) -> AnyFlags:
+        """Return a grouper's own flags; those of other groupers are left out.
+
+        Raises:
+            UserError: values are wrong; names them all.
+        """
+        own = {item.name for item in dataclasses.fields(kind)}
+        found = kind(**{name: value for name, value in self.flags.items() if name in own})
+        raise_together(found.problems())
+        return found
 
 
 class Grouper(ABC):
@@ -42,7 +97,7 @@ class Grouper(ABC):
     """
 
     name: ClassVar[str]
-    options: ClassVar[frozenset[str]] = frozenset()  # names of the `GrouperOptions` it reads, those that are flags
+    Flags: ClassVar[type[Flags]] = Flags  # its flags, of `annotate run` and elsewhere
     needs_fit: ClassVar[bool] = False
     needs_spans: ClassVar[bool] = False  # reads TokenBatch.spans
     uses_model: ClassVar[bool] = False  # runs a neural network: gets a GPU where there is one

@@ -2,12 +2,20 @@
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from annotate.groupers.base import Grouper, GrouperOptions
+from annotate.groupers.base import Flags, Grouper, GrouperOptions
 from annotate.tokens.batch import Scores, TokenBatch
+
+
+@dataclass(frozen=True)
+class RandomFlags(Flags):
+    """The flag of `random`."""
+
+    seed: int | None = field(default=None, metadata={"help": "Seed. Default: 0."})
 
 
 class Random(Grouper):
@@ -18,14 +26,14 @@ class Random(Grouper):
     """
 
     name = "random"
-    options = frozenset({"seed"})
+    Flags = RandomFlags
 
     def __init__(self, seed: int):
         self.seed = seed
 
     @classmethod
     def from_options(cls, options: GrouperOptions) -> "Random":
-        return cls(0 if options.seed is None else options.seed)
+        return cls(options.read(RandomFlags).seed or 0)
 
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, Any], options: GrouperOptions) -> "Random":

@@ -5,12 +5,12 @@ loads it once a worker, and hands its subclass numbers of every token. Next: `rh
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from annotate.groupers.base import Grouper, GrouperOptions
+from annotate.groupers.base import Grouper, GrouperOptions, ModelFlags
 from annotate.groupers.rho1.reference_loss import BATCH_TOKENS, ReferenceModel
 from annotate.models.checkpoints import (
     absolute_name,
@@ -65,10 +65,19 @@ class Checkpoint:
         return cls(role, name, absolute_name(name, flag), revision)
 
 
+@dataclass(frozen=True)
+class ReferenceFlags(ModelFlags):
+    """What every grouper over a reference model takes."""
+
+    reference_model: str | None = field(
+        default=None, metadata={"help": "The frozen reference model: a directory or a hub id."}
+    )
+
+
 class ReferenceGrouper(Grouper):
     """A grouper whose scores are measured under one frozen model, or under one of each role."""
 
-    options = frozenset({"reference_model", "dtype", "batch_tokens", "device"})
+    Flags: ClassVar[type[ReferenceFlags]] = ReferenceFlags
     roles: ClassVar[tuple[str, ...]] = ("reference",)  # the first is required; the flag is `FLAGS[role]`
     uses_model = True
 
@@ -81,7 +90,8 @@ class ReferenceGrouper(Grouper):
 
     @classmethod
     def from_options(cls, options: GrouperOptions) -> Self:
-        names = {role: getattr(options, f"{role}_model") for role in cls.roles}
+        flags = options.read(cls.Flags)
+        names = {role: getattr(flags, f"{role}_model") for role in cls.roles}
         if not names["reference"]:
             raise UserError(f"--grouper {cls.name}: expected --reference-model with a directory or hub id, found none.")
         checkpoints, problems = [], []
@@ -92,7 +102,7 @@ class ReferenceGrouper(Grouper):
             except UserError as error:
                 problems.append(str(error))
         raise_together(problems)
-        return cls._build(checkpoints, options.dtype, options)
+        return cls._build(checkpoints, flags.dtype, flags)
 
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, Any], options: GrouperOptions) -> Self:
@@ -113,12 +123,12 @@ class ReferenceGrouper(Grouper):
                     "Put the old one back, or annotate again into another directory."
                 )
             checkpoints.append(found)
-        return cls._build(checkpoints, parameters["dtype"], options)
+        return cls._build(checkpoints, parameters["dtype"], options.read(cls.Flags))
 
     @classmethod
-    def _build(cls, checkpoints: list[Checkpoint], dtype: str | None, options: GrouperOptions) -> Self:
-        device = resolve_device(options.device)
-        batch_tokens = options.batch_tokens or BATCH_TOKENS[device.split(":")[0]]
+    def _build(cls, checkpoints: list[Checkpoint], dtype: str | None, flags: ReferenceFlags) -> Self:
+        device = resolve_device(flags.device)
+        batch_tokens = flags.batch_tokens or BATCH_TOKENS[device.split(":")[0]]
         if batch_tokens < 1:
             raise UserError(f"--batch-tokens {batch_tokens}: expected a positive number of tokens.")
         return cls(checkpoints, resolve_dtype(dtype, device), device, batch_tokens)

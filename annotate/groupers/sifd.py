@@ -37,7 +37,6 @@ class SelectiveIfd(ReferenceGrouper):
     """
 
     name = "sifd"
-
     def __init__(self, *settings: Any):
         super().__init__(*settings)
         self._prefix: list[int] | None = None  # read by the first `score`

@@ -4,12 +4,12 @@ What enters: `Settings`. What leaves: lines for the terminal. The first records 
 is said of all of them is worked out from their sizes.
 """
 
+import dataclasses
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from annotate.groupers import grouper_class
-from annotate.groupers.base import GrouperOptions
 from annotate.records.columns import rename
 from annotate.records.conversations import DocumentError, to_conversation
 from annotate.records.sources import Source, canonical_json
@@ -33,13 +33,11 @@ def describe_run(settings: Settings) -> list[str]:
         assert source is not None
         values = source.first_values(RECORDS_TO_DETECT)
     rows, size, exact = _rows(source, values, settings.limit)
-    options = GrouperOptions(
-        **{
-            **vars(settings.options),
-            "tokenizer": inputs.tokenizer.name,
-            "tokenizer_fingerprint": inputs.tokenizer.fingerprint,
-            "max_length": inputs.max_length,
-        }
+    options = dataclasses.replace(
+        settings.options,
+        tokenizer=inputs.tokenizer.name,
+        tokenizer_fingerprint=inputs.tokenizer.fingerprint,
+        max_length=inputs.max_length,
     )
     columns = [column for name in settings.groupers for column in grouper_class(name).from_options(options).columns]
     a_shard = inputs.rows_per_shard or default_rows(rows, size)

@@ -212,7 +212,7 @@ def _options(settings: Settings, inputs: Inputs, engine: Engine, uses_model: boo
     Raises:
         UserError: a GPU is named by its number where Ray deals them out: a worker sees its own alone, as number 0.
     """
-    asked = settings.options.device
+    asked = settings.options.flags.get("device")
     if engine.name == "ray" and (asked or "").partition(":")[2]:
         raise UserError(
             f"--device {asked}: Ray gives each worker a GPU of its own, whatever its number here. Use --device cuda "
@@ -223,7 +223,7 @@ def _options(settings: Settings, inputs: Inputs, engine: Engine, uses_model: boo
         tokenizer=inputs.tokenizer.name,
         tokenizer_fingerprint=inputs.tokenizer.fingerprint,
         max_length=inputs.max_length,
-        device=settings.options.device or (engine.device if uses_model else None),
+        device=asked or (engine.device if uses_model else None),
     )
 
 

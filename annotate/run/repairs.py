@@ -12,6 +12,7 @@ can be made, and what was mended and what was not, with the reason. In this orde
 A file is only ever replaced by one that has the SHA-256 of the manifest; what a run makes is compared at the end.
 """
 
+import dataclasses
 import itertools
 import tempfile
 from collections.abc import Iterator
@@ -214,7 +215,8 @@ def _settings(found: Examination) -> Settings:
     manifest = found.manifest
     source, name = manifest.source, manifest.groupers[0].name
     whole = not found.of("tokenizer")
-    options = {key: manifest.groupers[0].parameters.get(key) for key in grouper_class(name).options}
+    flags = dataclasses.fields(grouper_class(name).Flags)
+    options = {item.name: manifest.groupers[0].parameters.get(item.name) for item in flags}
     return Settings(
         data=_data(source),
         groupers=(name,),

@@ -3,6 +3,7 @@
 What enters: the flags. What leaves: `Settings`, checked. Next: `annotate.run.pipeline` runs them.
 """
 
+import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,17 +15,6 @@ from common.hints import did_you_mean
 
 MAX_LENGTH = 4096
 OVERLONG = ("truncate", "split")
-# The fields of GrouperOptions that are flags of the command line.
-FLAG_OPTIONS = (
-    "seed",
-    "compressor_model",
-    "reference_model",
-    "base_model",
-    "dtype",
-    "batch_tokens",
-    "package_parity",
-    "device",
-)
 
 
 @dataclass(frozen=True)
@@ -73,12 +63,16 @@ def check_settings(settings: Settings) -> None:
             problems.append(f"{flag} {value}: expected at least 1.")
     if settings.max_length is not None and settings.max_length < 2:
         problems.append(f"--max-length {settings.max_length}: expected at least 2 tokens.")
-    read = {option for kind in classes for option in kind.options}
-    given = [name for name in FLAG_OPTIONS if getattr(settings.options, name) is not None]
     if not problems:  # an unknown grouper could have been the one that reads it
+        read = {item.name for kind in classes for item in dataclasses.fields(kind.Flags)}
         problems += [
             f"--{name.replace('_', '-')} is read by none of {', '.join(settings.groupers)}. Drop it, or add a grouper."
-            for name in given
+            for name in settings.options.flags
             if name not in read
         ]
-    raise_together(problems)
+    for kind in classes:
+        try:
+            settings.options.read(kind.Flags)
+        except UserError as error:
+            problems.append(str(error))
+    raise_together(list(dict.fromkeys(problems)))

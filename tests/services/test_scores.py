@@ -180,7 +180,7 @@ def test_groupers_and_info_say_what_there_is(server, models):
     assert all(grouper["ready"] and grouper["tokenizers"] == ["sample"] for grouper in groupers)
     assert info["tokenizers"][0]["max_length"] == 4096
     # No directory of the server is told to clients.
-    assert str(Path(models.compressor_model).parent) not in json.dumps([groupers, info])
+    assert str(Path(models.flags["compressor_model"]).parent) not in json.dumps([groupers, info])
     assert "compressor" in json.dumps(groupers)
 
 

@@ -85,8 +85,8 @@ def test_only_the_named_groupers_are_served(shards):
 def test_models_by_flag_without_shards(models, sample_tokenizer):
     settings = Settings(
         tokenizer=str(sample_tokenizer),
-        compressor_model=models.compressor_model,
-        reference_model=models.reference_model,
+        compressor_model=models.flags["compressor_model"],
+        reference_model=models.flags["reference_model"],
     )
     catalog = build_catalog(settings, Metrics())
     assert [column.name for column in catalog.columns] == ["llmlingua2", "rho1"]
@@ -109,7 +109,7 @@ def test_weights_that_can_run_programs_are_not_loaded_unless_told_so(tmp_path, m
     from safetensors.torch import load_file
 
     home = tmp_path / "reference"
-    shutil.copytree(models.reference_model, home)
+    shutil.copytree(models.flags["reference_model"], home)
     torch.save(load_file(home / "model.safetensors"), home / "pytorch_model.bin")
     (home / "model.safetensors").unlink()
     settings = Settings(tokenizer=str(sample_tokenizer), reference_model=str(home))

@@ -8,11 +8,12 @@ share (`alignment.py`).
 import hashlib
 import threading
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from annotate.groupers.base import Grouper, GrouperOptions
+from annotate.groupers.base import Grouper, GrouperOptions, ModelFlags
 from annotate.groupers.llmlingua2.alignment import Aligned, align
 from annotate.groupers.llmlingua2.checkpoint import DEFAULT_MODEL, FLAG, Checkpoint
 from annotate.groupers.llmlingua2.model import Compressor
@@ -28,11 +29,24 @@ SAMPLE_ROWS = 8
 SAMPLE_ONE_IN = 256
 
 
+@dataclass(frozen=True)
+class Llmlingua2Flags(ModelFlags):
+    """The flags of `llmlingua2`."""
+
+    compressor_model: str | None = field(
+        default=None, metadata={"help": f"The compressor: a directory or a hub id. Default: {DEFAULT_MODEL}."}
+    )
+    package_parity: bool | None = field(
+        default=None,
+        metadata={"help": "Score exactly as the llmlingua 0.2.2 package does, foreign special tokens included."},
+    )
+
+
 class Llmlingua2(Grouper):
     """Keep-probabilities in [0, 1], float32; 0 for a token that overlaps no word (special, white space only)."""
 
     name = "llmlingua2"
-    options = frozenset({"compressor_model", "dtype", "batch_tokens", "package_parity", "device"})
+    Flags = Llmlingua2Flags
     needs_spans = True
     uses_model = True
 
@@ -47,8 +61,9 @@ class Llmlingua2(Grouper):
 
     @classmethod
     def from_options(cls, options: GrouperOptions) -> "Llmlingua2":
-        checkpoint = Checkpoint.find(options.compressor_model or DEFAULT_MODEL)
-        return cls._build(checkpoint, options.dtype, bool(options.package_parity), options)
+        flags = options.read(Llmlingua2Flags)
+        checkpoint = Checkpoint.find(flags.compressor_model or DEFAULT_MODEL)
+        return cls._build(checkpoint, flags.dtype, bool(flags.package_parity), flags)
 
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, Any], options: GrouperOptions) -> "Llmlingua2":
@@ -62,16 +77,16 @@ class Llmlingua2(Grouper):
                 )
         else:
             checkpoint = Checkpoint(name, name, revision)  # a commit: the hub gives the same content
-        return cls._build(checkpoint, parameters["dtype"], parameters["package_parity"], options)
+        return cls._build(checkpoint, parameters["dtype"], parameters["package_parity"], options.read(Llmlingua2Flags))
 
     @classmethod
     def _build(
-        cls, checkpoint: Checkpoint, dtype: str | None, package_parity: bool, options: GrouperOptions
+        cls, checkpoint: Checkpoint, dtype: str | None, package_parity: bool, flags: Llmlingua2Flags
     ) -> "Llmlingua2":
-        device = resolve_device(options.device)
-        if options.batch_tokens is not None and options.batch_tokens < 1:
-            raise UserError(f"--batch-tokens {options.batch_tokens}: expected a positive number of tokens.")
-        return cls(checkpoint, resolve_dtype(dtype, device), device, options.batch_tokens, package_parity)
+        device = resolve_device(flags.device)
+        if flags.batch_tokens is not None and flags.batch_tokens < 1:
+            raise UserError(f"--batch-tokens {flags.batch_tokens}: expected a positive number of tokens.")
+        return cls(checkpoint, resolve_dtype(dtype, device), device, flags.batch_tokens, package_parity)
 
     @property
     def parameters(self) -> dict[str, Any]:

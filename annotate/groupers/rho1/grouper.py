@@ -6,20 +6,31 @@ importance: the excess loss CE(w; base) − CE(w; phi) with a fixed model in the
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from annotate.groupers.reference import ReferenceGrouper
+from annotate.groupers.reference import ReferenceFlags, ReferenceGrouper
 from annotate.tokens.batch import Scores, TokenBatch
 from common.manifest import Kind
+
+
+@dataclass(frozen=True)
+class Rho1Flags(ReferenceFlags):
+    """The flags of `rho1`."""
+
+    base_model: str | None = field(
+        default=None,
+        metadata={"help": "Also write `rho1_excess`, the loss of this model less that of the reference model."},
+    )
 
 
 class Rho1(ReferenceGrouper):
     """Reference losses in nats, float32; for every token, supervised or not; 0 for the first of each document."""
 
     name = "rho1"
-    options = ReferenceGrouper.options | {"base_model"}
+    Flags = Rho1Flags
     roles = ("reference", "base")
 
     @property
