@@ -235,6 +235,36 @@ def drop(
 
 
 @app.command()
+def select(
+    shards: Annotated[str, typer.Argument(help="A shard directory: a path or a URL.")],
+    grouper: Annotated[str, typer.Option(help="What judges documents; the shards hold it.")] = "sifd",
+    share: Annotated[float, typer.Option(help="The share of documents to keep, the highest scores.")] = 0.05,
+    top: Annotated[
+        float, typer.Option(help="The share of all supervised tokens that documents' scores are made of, the largest.")
+    ] = 0.5,
+    out: Annotated[str, typer.Option(help="The file of document ids, one a line, best first.")] = "documents.txt",
+) -> None:
+    """Keep the best documents, and write a list of their ids for `train run --documents`.
+
+    With `sifd` that is T-SHIRT's filter: of the documents whose IFD is below 1 those with the highest S-IFD, which is
+    taken over the tokens that the prompt says most about.
+
+    Examples:
+
+        annotate run --grouper sifd --reference-model gpt2 --tokenizer gpt2 --data alpaca --out shards
+
+        annotate select shards --share 0.05 --out best.txt
+    """
+    from annotate.run.document_filter import select_documents
+
+    found = select_documents(shards, grouper, share, top, out)
+    print(f"documents  {found.documents:,}; {found.refused:,} refused by {grouper}'s own rule")
+    print(f"tokens     the top {top:g}: above {found.threshold:.4g}; {found.without_top:,} documents have none of them")
+    print(f"kept       {found.kept:,}, with scores from {found.highest:.4g} down to {found.lowest:.4g}; ids in {out}")
+    print(f"Next: train run --shards {shards} --documents {out} --objective sft --model <model>")
+
+
+@app.command()
 def inspect(
     shards: Annotated[str, typer.Argument(help="A shard directory: a path or a URL.")],
     grouper: Annotated[

@@ -6,7 +6,7 @@ A new grouper is one file in this folder with one subclass, its flags included, 
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -87,6 +87,23 @@ class GrouperOptions:
         return found
 
 
+@dataclass(frozen=True)
+class DocumentFilter:
+    """How `annotate select` judges documents by a grouper's columns.
+
+    Attributes:
+        chooses: the column whose largest values, over the supervised tokens of the whole directory, are the top tokens.
+        averages: the column whose mean over a document's top tokens is what its score is made of.
+        score: of means, float64 [num_documents]; the highest are kept.
+        accepts: of the means over all supervised tokens of each document, bool [num_documents]; the others are out.
+    """
+
+    chooses: str
+    averages: str
+    score: Callable[[np.ndarray], np.ndarray]
+    accepts: Callable[[np.ndarray], np.ndarray]
+
+
 class Grouper(ABC):
     """Scores the tokens of documents.
 
@@ -98,6 +115,7 @@ class Grouper(ABC):
 
     name: ClassVar[str]
     Flags: ClassVar[type[Flags]] = Flags  # its flags, of `annotate run` and elsewhere
+    document_filter: ClassVar[DocumentFilter | None] = None  # with one, `annotate select` takes it
     needs_fit: ClassVar[bool] = False
     needs_spans: ClassVar[bool] = False  # reads TokenBatch.spans
     uses_model: ClassVar[bool] = False  # runs a neural network: gets a GPU where there is one
