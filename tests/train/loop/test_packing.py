@@ -18,6 +18,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from common.errors import UserError
 from tests.train.conftest import COLUMNS, write_shards
+from tests.train.loop.test_exactness import OTHERS
 from tests.train.runs import history, make_config, make_objective, make_trainer, small_model, trainer_over
 from train.data.collate import EXTRA_KEYS
 from train.data.loading import TrainingData, load_data, open_shards
@@ -45,6 +46,13 @@ LEAKING = {
     "opt": OPTConfig(
         hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=280, word_embed_proj_dim=32
     ),
+}
+FORMS = {
+    "sft": {"objective": "sft"},
+    "go": {"objective": "go"},
+    "sample": {"objective": "go", "worst_over": "sample"},
+    "rho1": {"objective": "rho1", "grouper": "reference"},
+    **OTHERS,
 }
 
 
@@ -146,13 +154,11 @@ class TestPackedRows:
         trainer, documents = packed_trainer(shards, tokenizer, tmp_path, model, "reference", **settings)
         check_against_alone(token_table(trainer, model), documents, model, 96)
 
-    @pytest.mark.parametrize("form", ["sft", "go", "sample", "rho1"])
+    @pytest.mark.parametrize("form", FORMS)
     def test_a_training_is_the_same(self, form, shards, tokenizer, tmp_path):
         """All documents in one step: packing changes their order, which a step does not depend on."""
-        objective = "go" if form == "sample" else form
-        settings = {"objective": objective, "optim": "sgd", "learning_rate": 0.3, "max_grad_norm": 0.0}
-        settings |= {"worst_over": "sample"} if form == "sample" else {}
-        column = "reference" if form == "rho1" else "first"
+        settings = {"optim": "sgd", "learning_rate": 0.3, "max_grad_norm": 0.0, **FORMS[form]}
+        column = settings.pop("grouper", "first")
         packed, documents = packed_trainer(
             shards,
             tokenizer,
