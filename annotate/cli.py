@@ -251,7 +251,7 @@ def select(
 
     Examples:
 
-        annotate run --grouper sifd --reference-model gpt2 --tokenizer gpt2 --data alpaca --out shards
+        annotate run --grouper sifd --reference-model gpt2 --tokenizer gpt2 --max-length 1024 --data alpaca --out shards
 
         annotate select shards --share 0.05 --out best.txt
     """
