@@ -50,7 +50,7 @@ def test_a_request_that_is_not_complete_in_time_is_answered_and_closed(strict, s
     with connect(strict) as connection:
         connection.sendall(sent)
         status, value = answer(connection)
-    assert READ - 0.1 < time.monotonic() - started < READ + 1.5
+    assert READ - 0.1 < time.monotonic() - started < READ + 5
     assert (status, value["error_type"]) == (408, "timeout")
 
 
@@ -63,15 +63,15 @@ def test_a_byte_now_and_then_does_not_extend_the_time(strict):
             except OSError:  # a reset or a broken pipe
                 break
             time.sleep(0.1)
-            assert time.monotonic() - started < READ + 2
-    assert time.monotonic() - started < READ + 2
+            assert time.monotonic() - started < READ + 5
+    assert time.monotonic() - started < READ + 5
 
 
 def test_idle_connections_close_before_and_after_a_request(strict):
     with connect(strict) as connection:
         started = time.monotonic()
         assert answer(connection) == (0, {})
-        assert IDLE - 0.1 < time.monotonic() - started < IDLE + 1.0
+        assert IDLE - 0.1 < time.monotonic() - started < IDLE + 5
     with connect(strict) as connection:
         connection.sendall(WHOLE)
         assert answer(connection)[0] == 200
@@ -100,7 +100,7 @@ def test_slow_senders_make_room_for_those_who_ask(strict):
             for _ in range(5):
                 started = time.monotonic()
                 assert client.post("/v1/score", content=BODY, headers={"Content-Type": "application/json"}).is_success
-                assert time.monotonic() - started < 1.0
+                assert time.monotonic() - started < 3.0
     finally:
         for connection in slow:
             connection.close()

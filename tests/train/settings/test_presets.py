@@ -1,14 +1,16 @@
 """The paper's recipes: each value against a table written from the paper, and how presets, files and flags combine."""
 
+import dataclasses
 import json
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from common.errors import UserError
+from common.manifest import load_manifest
 from tests.train.conftest import COLUMNS, write_shards
 from train.cli import main
 from train.run import configure
@@ -229,10 +231,11 @@ class TestCommand:
         heavy = {"torch", "transformers", "trl", "datasets", "pyarrow", "ray"}
         code = f"import sys, train.cli; train.cli.dispatch(['presets']); print(sorted({heavy!r} & set(sys.modules)))"
         best_s = 1e9
-        for _ in range(3):
-            started = time.perf_counter()
+        for _ in range(3):  # seconds of processor time: the clock's depend on what else the machine does
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
             done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-            best_s = min(best_s, time.perf_counter() - started)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            best_s = min(best_s, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         assert done.stdout.endswith("[]\n")
         assert best_s < 1.0
 
@@ -254,9 +257,8 @@ class TestCommand:
 
     def test_shards_cut_shorter_than_the_recipes_context(self, tmp_path, tokenizer, capsys):
         shards = write_shards(tmp_path / "shards", tokenizer, 10, {"tfidf": "importance"})
-        manifest = json.loads((shards / "manifest.json").read_text())
-        manifest["counts"]["truncated"] = 3
-        (shards / "manifest.json").write_text(json.dumps(manifest))
+        manifest = load_manifest(shards)
+        dataclasses.replace(manifest, counts=dataclasses.replace(manifest.counts, truncated=3)).save(shards)
         with pytest.raises(SystemExit) as stop:
             main(["run", "--preset", "lima-3b-tfidf", "--shards", str(shards), "--model", "tiny", "--use_cpu"])
         assert stop.value.code == 1
