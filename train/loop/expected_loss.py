@@ -7,6 +7,12 @@ Much of what makes one small step's groups worse than another's is which tokens 
 any forward pass. On 190 recorded steps of Alpaca, with 8 documents in 4 micro-batches, 4.0 % of the micro-batches would
 have run under a wrong guess, against 5.4 % with a guess from the groups' means over earlier steps; with groups drawn by
 chance 8 % against 17 %.
+
+On the first 10 steps of a pretrained model (SmolLM2-135M-Instruct, Alpaca by TF-IDF, 2 documents in 4 micro-batches,
+the mean over 40 orders of each step's documents), the two means do better, since the unimportant group was the worst at
+every step: 0.3 % more passes against 1.5 %. With groups drawn by chance, as in a permuted control, they do worse: 25 %
+against 20 %. The guess itself takes 3 ms of a step of 14 s on one core. Ten steps settle little; this guess stays
+because controls gain more than 2 % of a step by it, and because dynamic groups need each token's expected loss.
 """
 
 import torch
