@@ -92,7 +92,7 @@ def build_catalog(settings: Settings, metrics: Metrics) -> Catalog:
             package_parity=settings.package_parity or None,
             reference_model=settings.reference_model,
             base_model=settings.base_model,
-            dtype=settings.dtype,  # type: ignore[arg-type]
+            dtype=settings.dtype,
             device=settings.device,
         )
         for name in _wanted(settings, manifest):

@@ -223,7 +223,7 @@ def _options(settings: Settings, inputs: Inputs, engine: Engine, uses_model: boo
         tokenizer=inputs.tokenizer.name,
         tokenizer_fingerprint=inputs.tokenizer.fingerprint,
         max_length=inputs.max_length,
-        device=asked or (engine.device if uses_model else None),
+        flags={**settings.options.flags, "device": asked or (engine.device if uses_model else None)},
     )
 
 
