@@ -19,7 +19,7 @@ class Private(NamedTuple):
     name: str
     owner: str  # module, or module:Class
     used_for: str
-    since: str = ""  # release of the owner's library that it first stood in, where an older one may be installed
+    since: str = ""  # release of transformers that it was first seen in, where an older one, without it, is allowed
 
 
 PRIVATE = (
