@@ -107,8 +107,11 @@ def fed(compressor):
             kept = [torch.ones_like(row, dtype=torch.bool) if mask is None else mask == 0 for row, mask in rows]
             passes.append([(row, mask) for (row, _), mask in zip(rows, kept, strict=True)])
         else:
-            mask = kwargs["attention_mask"]
-            passes.append(list(zip(ids, torch.ones_like(ids, dtype=torch.bool) if mask is None else mask, strict=True)))
+            mask = kwargs[
+                "attention_mask"
+            ]  # bool [rows, 1, width, width], ready for attention: the same for each query
+            seen = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask[:, 0, 0]
+            passes.append(list(zip(ids, seen, strict=True)))
 
     hook = compressor.model.register_forward_pre_hook(listen, with_kwargs=True)
     yield passes
