@@ -16,7 +16,7 @@ from annotate.records.sources import document_id, record_hash
 from annotate.tokens.batch import TokenBatch
 from annotate.tokens.target import TargetTokenizer
 from annotate.tokens.templates import Segment, make_template
-from annotate.views.viewer.spans import special_tokens
+from common.viewer.spans import special_tokens
 from services.errors import ApiError
 from services.schemas import Input
 

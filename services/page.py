@@ -1,4 +1,4 @@
-"""The page at `/`: the viewer of `annotate.views.viewer` with its form. One file, nothing from elsewhere.
+"""The page at `/`: the viewer of `common.viewer` with its form. One file, nothing from elsewhere.
 
 What enters: nothing. What leaves: the response, with a policy that lets the browser run this script only.
 """
@@ -8,7 +8,7 @@ import hashlib
 
 from starlette.responses import Response
 
-from annotate.views.viewer.page import script, style, write_page
+from common.viewer.page import script, style, write_page
 
 
 def page_response() -> Response:

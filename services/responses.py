@@ -8,8 +8,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from annotate.views.viewer.spans import token_texts
 from common.thresholds import important_tokens
+from common.viewer.spans import token_texts
 from services.catalog import Column
 from services.errors import ApiError
 from services.inputs import Document

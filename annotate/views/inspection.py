@@ -1,7 +1,7 @@
 """Looking at documents of a shard directory: their tokens coloured by score and marked by group.
 
 What enters: a shard directory, columns, eta. What leaves: one document on the terminal, or a self-contained HTML file
-with several (`annotate.views.viewer`), like the paper's figures 5 to 7.
+with several (`common.viewer`), like the paper's figures 5 to 7.
 """
 
 from collections.abc import Iterator
@@ -14,14 +14,14 @@ from rich.style import Style
 from rich.text import Text
 
 from annotate.tokens.target import TargetTokenizer
-from annotate.views.viewer.page import write_page
-from annotate.views.viewer.spans import recover_spans, special_tokens, token_texts
 from common.errors import UserError
 from common.files import atomic_path
 from common.manifest import TOKENIZER_NAME
 from common.shards import BASE_FIELDS, ShardDirectory, column_kinds
 from common.storage import Place, is_url, locate
 from common.thresholds import check_eta, important_tokens
+from common.viewer.page import write_page
+from common.viewer.spans import recover_spans, special_tokens, token_texts
 
 TOP = 8  # tokens that the terminal lists
 
@@ -121,7 +121,7 @@ def find_document(directory: ShardDirectory, wanted: str, columns: list[str]) ->
 
 
 def document_view(row: dict[str, Any], columns: list[str], target: TargetTokenizer) -> dict[str, Any]:
-    """Return a shard's row in the form of a view's document (`annotate.views.viewer.page`)."""
+    """Return a shard's row in the form of a view's document (`common.viewer.page`)."""
     ids, supervised = np.asarray(row["input_ids"]), np.asarray(row["supervised"], dtype=bool)
     spans, num_approximate = recover_spans(row["text"], ids, supervised, target)
     notes = [f"row {row['source_row']} of the source"]

@@ -16,9 +16,9 @@ from annotate.run.pipeline import Settings, run
 from annotate.tokens.target import TargetTokenizer
 from annotate.tokens.templates import make_template
 from annotate.views.inspection import inspect_shards, ranks
-from annotate.views.viewer.page import embed_json, script, write_page
-from annotate.views.viewer.spans import recover_spans, special_tokens, token_texts
 from common.thresholds import important_tokens
+from common.viewer.page import embed_json, script, write_page
+from common.viewer.spans import recover_spans, special_tokens, token_texts
 from tests.annotate.groupers.llmlingua2.compressor_checkpoints import SAMPLE, TRICKY, small_tokenizer
 from tests.services.browser import browser
 

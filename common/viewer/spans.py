@@ -12,11 +12,21 @@ in the last word of a document that was cut, spans are approximate from there to
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from annotate.tokens.target import TargetTokenizer
+
+class Target(Protocol):
+    """The tokenizer that the shards were made with, whoever loaded it."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """A fast tokenizer of transformers."""
+
+    @property
+    def backend(self) -> Any:
+        """Its Rust tokenizer, without padding or truncation."""
 
 
 class Spans(NamedTuple):
@@ -26,7 +36,7 @@ class Spans(NamedTuple):
     num_approximate: int  # tokens whose span could not be verified
 
 
-def special_tokens(target: TargetTokenizer) -> dict[int, str]:
+def special_tokens(target: Target) -> dict[int, str]:
     """Return the special tokens that templates write, by id. The unknown token stands for characters: it is not one."""
     added = target.tokenizer.added_tokens_decoder.items()
     return {index: token.content for index, token in added if token.special and index != target.tokenizer.unk_token_id}
@@ -40,7 +50,7 @@ def token_texts(text: str, input_ids: np.ndarray, spans: np.ndarray, specials: M
     ]
 
 
-def recover_spans(text: str, input_ids: np.ndarray, supervised: np.ndarray, target: TargetTokenizer) -> Spans:
+def recover_spans(text: str, input_ids: np.ndarray, supervised: np.ndarray, target: Target) -> Spans:
     """Find the characters of every token.
 
     Args:
@@ -75,7 +85,7 @@ def _runs(special: np.ndarray, supervised: np.ndarray) -> Iterator[tuple[int, in
     yield from pairwise(edges)
 
 
-def _locate(text: str, at: int, ids: list[int], is_last: bool, target: TargetTokenizer) -> tuple[np.ndarray, int, int]:
+def _locate(text: str, at: int, ids: list[int], is_last: bool, target: Target) -> tuple[np.ndarray, int, int]:
     """Return a run's spans, the character where it ends, and the number of tokens that could not be verified."""
     backend = target.backend
     for end in _ends(text, at, ids, is_last, target):
@@ -95,7 +105,7 @@ def _locate(text: str, at: int, ids: list[int], is_last: bool, target: TargetTok
     return np.concatenate([kept, rest]).astype(np.int32), end, len(ids) - agree
 
 
-def _ends(text: str, at: int, ids: list[int], is_last: bool, target: TargetTokenizer) -> Iterator[int]:
+def _ends(text: str, at: int, ids: list[int], is_last: bool, target: Target) -> Iterator[int]:
     """Yield guesses of the character where a run ends, the likely ones first."""
     if is_last:
         yield len(text)

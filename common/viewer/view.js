@@ -16,7 +16,7 @@ class View {
     document.addEventListener("scroll", () => this.point(null), { passive: true, capture: true });
   }
 
-  /** Show a view (see annotate/viewer/page.py); eta and the other choices of the reader stay. */
+  /** Show a view (see common/viewer/page.py); eta and the other choices of the reader stay. */
   show(data, { keep = false } = {}) {
     this.data = data;
     this.number = 0;
