@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.style import Style
-from rich.text import Text
 
 from annotate.tokens.target import TargetTokenizer
 from common.errors import UserError
@@ -22,6 +20,7 @@ from common.storage import Place, is_url, locate
 from common.thresholds import check_eta, important_tokens
 from common.viewer.page import write_page
 from common.viewer.spans import recover_spans, special_tokens, token_texts
+from common.viewer.terminal import coloured, ranks
 
 TOP = 8  # tokens that the terminal lists
 
@@ -158,48 +157,11 @@ def print_document(view: dict[str, Any], console: Console) -> None:
         else:
             facts = "reference losses: only the trainer can make groups of them"
         console.print(f"\n{name} · {facts}", style="bold", markup=False)
-        console.print(coloured(document, scores, supervised, important, console.color_system is not None))
+        console.print(
+            coloured(document, ranks(scores, supervised), supervised, important, console.color_system is not None)
+        )
         texts = document["tokens"]["text"]
         order = [index for index in np.argsort(-scores, kind="stable") if supervised[index]][:TOP]
         console.print("highest: " + ", ".join(f"{texts[i]!r} {scores[i]:.4g}" for i in order), markup=False)
     if console.color_system is not None:
         console.print("shade: rank of the score in the document; underlined: important; dim: not supervised.")
-
-
-def coloured(
-    document: dict[str, Any], scores: np.ndarray, supervised: np.ndarray, important: np.ndarray, in_colour: bool
-) -> Text:
-    """Return the document's text, shaded by rank; without colours, important tokens stand in [[brackets]]."""
-    tokens, text = document["tokens"], document["text"]
-    shades = ranks(scores, supervised)
-    result, covered = Text(), 0
-    for index, (start, end) in enumerate(zip(tokens["start"], tokens["end"], strict=True)):
-        result.append(text[covered:start])  # characters that no token has
-        piece = tokens["text"][index] if start == end else text[max(start, covered) : end]
-        covered = max(covered, end)
-        if in_colour:
-            result.append(piece, style=_style(shades[index], bool(supervised[index]), bool(important[index])))
-        else:
-            result.append(f"[[{piece}]]" if important[index] and piece else piece)
-    result.append(text[covered:])
-    return result
-
-
-def ranks(scores: np.ndarray, supervised: np.ndarray) -> np.ndarray:
-    """Return for each supervised token the share of the others that score lower, ties counting half; 0 elsewhere."""
-    result = np.zeros(len(scores))
-    selected = scores[supervised]
-    if selected.size > 1:
-        _, inverse, counts = np.unique(selected, return_inverse=True, return_counts=True)
-        middle = np.cumsum(counts) - (counts + 1) / 2
-        result[supervised] = middle[inverse] / (selected.size - 1)
-    return result
-
-
-def _style(shade: float, supervised: bool, important: bool) -> Style:
-    """Return a token's style; both colours are set, so that it can be read on any background."""
-    if not supervised:
-        return Style(dim=True)
-    white, amber = np.array([255, 252, 245]), np.array([255, 166, 43])
-    red, green, blue = (white + (amber - white) * shade).astype(int)
-    return Style(color="#1d1f24", bgcolor=f"#{red:02x}{green:02x}{blue:02x}", bold=important, underline=important)
