@@ -28,6 +28,7 @@ from train.loop.attention import use_lengths
 from train.loop.devices import one_device
 from train.loop.fitting import fit, row_lengths
 from train.loop.held_out import held_out_losses
+from train.loop.kept_losses import KeptLosses
 from train.loop.memory import keep_freed_memory
 from train.loop.models import CHECKPOINTING_FROM, load_config, load_model, load_tokenizer
 from train.loop.resume import checkpoints, find_checkpoint, find_fault, open_checkpoint
@@ -97,11 +98,13 @@ def run(configuration: Configuration) -> Path:
     with args.main_process_first(desc="data"):
         of_evaluation = (settings.eval_fraction, settings.eval_seed)
         data = load_data(shards, plan, args.max_length, *of_evaluation, output / CACHE_NAME, documents)
-        held_out = None
+        held_out = kept = None
         if data.eval is not None:
             chosen = (args.max_length, *of_evaluation, output / CACHE_NAME)
             held_out = load_held_out(shards, yardsticks, *chosen)
             data = data._replace(eval=held_out.numbered(data.eval))
+            if settings.token_losses and not settings.dry_run:
+                kept = KeptLosses(held_out, data.eval, settings.token_losses, output, checkpoint is not None)
         lengths = row_lengths(data.train)  # of documents
         data = _packed(data, args)
     a_round = args.per_device_train_batch_size * args.world_size
@@ -152,6 +155,8 @@ def run(configuration: Configuration) -> Path:
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(ConsoleCallback())
+    if kept is not None:
+        kept.attach(trainer)
     main = trainer.is_world_process_zero()
     if main:
         for note in (note for directory in shards for note in directory.notes):
@@ -190,6 +195,8 @@ def run(configuration: Configuration) -> Path:
         if held_out:
             facts = evaluation_facts(settings.model, settings.eval_seed, settings.eval_fraction, shards)
             held_out.write(output / DOCUMENTS_NAME, losses, **facts)
+        if kept is not None:
+            kept.finish(losses)
         drawn = draw_curves(output / CURVES_NAME, history, title)
         write_run(output / RUN_NAME, content, shards, device_name())
         shutil.rmtree(output / CACHE_NAME, ignore_errors=True)
@@ -343,4 +350,5 @@ def _summary(output: Path, metrics: dict[str, float], drawn: bool, configuration
     shards = " ".join(configuration.run.shards or [])
     other = next(name for name in OBJECTIVES if name != configuration.args.objective)
     command = f"train run --shards {shards} --model {configuration.run.model} --objective {other}"
-    return [*lines, f"next: compare it with `{command}`"]
+    shown = f"; `train inspect {output}` shows what it did to tokens" if configuration.run.token_losses else ""
+    return [*lines, f"next: compare it with `{command}`{shown}"]

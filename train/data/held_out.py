@@ -60,6 +60,15 @@ class HeldOut:
         assert len(rows) == len(self._dataset(TOKEN_NUMBER)), "load_data holds out the same documents"
         return concatenate_datasets([rows, self._dataset(TOKEN_NUMBER)], axis=1).with_format("numpy")
 
+    def first(self, num: int) -> pa.Table:
+        """Return the first `num` documents, or all, with every column of the file."""
+        taken: list[pa.RecordBatch] = []
+        for batch in self._batches():
+            taken.append(batch.slice(0, num - sum(b.num_rows for b in taken)))
+            if sum(b.num_rows for b in taken) == num:
+                break
+        return pa.Table.from_batches(taken, schema=_schema(self.yardsticks))
+
     def predicted(self) -> np.ndarray:
         """Return which of all held-out tokens a loss is taken of, bool [num_tokens]."""
         return np.concatenate([_flat(batch, PREDICTED) for batch in self._batches()])

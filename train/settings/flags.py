@@ -86,6 +86,13 @@ class RunSettings:
             "groups only if all are given the same."
         },
     )
+    token_losses: int | None = field(
+        default=None,
+        metadata={
+            "help": "Keep what each token of the first N held-out documents costs, before the first step and after the "
+            "last, in token_losses.parquet: `train inspect` shows it. Needs --eval_fraction. Default: none."
+        },
+    )
     permute_groups: bool = field(
         default=False,
         metadata={

@@ -46,7 +46,12 @@ NEEDS_HELD_OUT = (
     "metric_for_best_model",
     "greater_is_better",
 )
-NEEDS_HELD_OUT_HERE = ("eval_seed", "eval_groupers", "eval_eta")  # the same, of this project's own settings
+NEEDS_HELD_OUT_HERE = (
+    "eval_seed",
+    "eval_groupers",
+    "eval_eta",
+    "token_losses",
+)  # the same, of ours
 OF_LORA = tuple(
     field.name
     for field in dataclasses.fields(ModelConfig)
@@ -105,6 +110,8 @@ def flag_problems(run: RunSettings, args: Any, model: ModelConfig, objective: An
         found.append(f"--eval_seed: expected a whole number of at least 0, found {run.eval_seed}.")
     if run.eval_eta is not None and not 0.0 <= run.eval_eta < 1.0:
         found.append(f"--eval_eta: expected a share in [0, 1), as --eta, found {run.eval_eta}.")
+    if run.token_losses is not None and run.token_losses < 1:
+        found.append(f"--token_losses: expected a number of documents of at least 1, found {run.token_losses}.")
     if run.permute_groups and objective.needs.kind is None:
         found.append(
             f"--permute_groups: objective {objective.name} reads no groups, so it is its own control; remove the flag."
