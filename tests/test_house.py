@@ -19,7 +19,7 @@ ROOMS = {
     "annotate": [{"cli"}, {"views", "run"}, {"groupers"}, {"tokens", "models"}, {"records"}],
     "train": [
         {"cli"},
-        {"sweeps", "launch", "evaluation", "comparison", "studies"},
+        {"sweeps", "launch", "evaluation", "comparison", "inspection", "studies"},
         {"run"},
         {"loop"},
         {"reports"},

@@ -34,6 +34,10 @@ COMMANDS = {
         "what a run, a sweep or any checkpoint has learned: benchmarks, held-out documents",
         "train.evaluation.command:run",
     ),
+    "inspect": (
+        "what training did to the tokens: `train inspect runs/mine --html tokens.html`",
+        "train.inspection.command:main",
+    ),
     "presets": ("the paper's recipes: `train presets`, `train presets show <name>`", "train.cli:presets_command"),
 }
 

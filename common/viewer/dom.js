@@ -43,4 +43,6 @@ function visible(text) {
 const KINDS = {
   importance: "importance: higher matters more",
   reference_loss: "reference loss in nats: not an importance until the trainer subtracts it",
+  loss: "loss in nats: higher is less expected",
+  change: "change of the loss in nats: below 0 the token has gained",
 };

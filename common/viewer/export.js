@@ -43,7 +43,7 @@ function exportJson(view) {
   data.documents = data.documents.map((item) => {
     const groups = {};
     for (const [name, { kind }] of Object.entries(data.columns)) {
-      if (kind === "reference_loss" || !item.scores[name]) continue;
+      if (kind !== "importance" || !item.scores[name]) continue;
       const { important, threshold } = importantTokens(item.scores[name], item.tokens.supervised, data.eta, data.ties);
       groups[name] = { threshold: Number.isNaN(threshold) ? null : threshold, important };
     }

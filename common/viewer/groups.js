@@ -65,3 +65,42 @@ function shades(scores, supervised, by) {
   const width = high - low;
   return scores.map((score, index) => (supervised[index] ? (width > 0 ? (score - low) / width : 0.5) : null));
 }
+
+/**
+ * Return how strongly changes are shaded, in [0, 1]: the rank of their sizes, or their sizes, both from no change on.
+ * scores: numbers or null, where there is none.
+ */
+function changeShades(scores, known, by) {
+  const sizes = scores.map((score) => Math.abs(score));
+  const places = ranks(sizes, known);
+  const widest = sizes.reduce((a, b, index) => (known[index] ? Math.max(a, b) : a), 0);
+  return scores.map((score, index) => {
+    if (!known[index]) return null;
+    if (by === "rank") return score === 0 ? 0 : places[index];
+    return widest > 0 ? sizes[index] / widest : 0;
+  });
+}
+
+/** Return { important, unimportant, share }: the groups' mean losses, and the important one's share of the summed loss. */
+function lossByGroup(scores, known, important) {
+  const sums = { inside: 0, all: 0, numInside: 0, num: 0 };
+  scores.forEach((score, index) => {
+    if (!known[index]) return;
+    sums.all += score;
+    sums.num += 1;
+    if (!important[index]) return;
+    sums.inside += score;
+    sums.numInside += 1;
+  });
+  return {
+    important: sums.numInside ? sums.inside / sums.numInside : null,
+    unimportant: sums.num > sums.numInside ? (sums.all - sums.inside) / (sums.num - sums.numInside) : null,
+    share: sums.all > 0 ? sums.inside / sums.all : null,
+  };
+}
+
+/** Return the mean of the known scores, or null. */
+function mean(scores, known) {
+  const values = scores.filter((_, index) => known[index]);
+  return values.length ? values.reduce((a, b) => a + b, 0) / values.length : null;
+}

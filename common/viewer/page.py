@@ -1,4 +1,4 @@
-"""One self-contained HTML file that shows scored documents: `annotate inspect --html`, and the service's page.
+"""One self-contained HTML file that shows values of tokens: `annotate inspect`, `train inspect`, the service's page.
 
 What enters: a view (below), or None for the page of the service, which has a form instead. What leaves: HTML with its
 style, script and data inside. Nothing is fetched from elsewhere; everything is built by the script, so that the page
@@ -7,12 +7,16 @@ can export itself again.
 A view is a JSON object:
 
     {"title": str, "eta": float, "ties": "threshold" | "rank",
-     "columns": {name: {"kind": "importance" | "reference_loss"}},
+     "columns": {name: {"kind": "importance" | "reference_loss" | "loss" | "change", "groups_of": name}},
      "documents": [{"id": str, "text": str, "notes": [str],
                     "tokens": {"id": [int], "text": [str], "start": [int], "end": [int], "supervised": [bool]},
-                    "scores": {name: [float]}}]}
+                    "scores": {name: [float | null]}}],
+     "tables": [{"title": str, "note": str, "header": [str],
+                 "rows": [{"cells": [str | float | null], "at": [int, int]}]}]}
 
-with `start` and `end` in code points of `text`.
+with `start` and `end` in code points of `text`. Each column is a panel of values by token. Losses and their changes
+have the groups of the importance column that `groups_of` names, and null where no loss is taken; `tables`, which may be
+missing, stand under the panels (those with rows), and a row leads to token `at`[1] of document `at`[0].
 """
 
 import json
@@ -21,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-SCRIPTS = ("dom.js", "groups.js", "panel.js", "view.js", "export.js", "form.js", "start.js")
+SCRIPTS = ("dom.js", "groups.js", "panel.js", "tables.js", "view.js", "export.js", "form.js", "start.js")
 SHELL = """<!doctype html>
 <html lang="en">
 <head>

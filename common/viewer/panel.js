@@ -33,13 +33,15 @@ function piecesOf(item) {
 
 class Panel {
   /** `owner` is told of the token that the reader points at: owner.point(index or null, element, panel). */
-  constructor(name, kind, item, owner) {
+  constructor(name, { kind, groups_of: groupsOf }, item, owner) {
     this.name = name;
     this.kind = kind;
+    this.groupsOf = groupsOf;
     this.item = item;
     this.owner = owner;
     this.scores = item.scores[name];
-    this.ranks = ranks(this.scores, item.tokens.supervised);
+    this.known = item.tokens.supervised.map((flag, index) => flag && this.scores[index] !== null); // has a value
+    this.ranks = ranks(this.scores, this.known);
     this.elements = new Array(this.scores.length);
     this.active = 0;
     this.pieces = piecesOf(item).map((piece) => this.draw(piece));
@@ -59,7 +61,7 @@ class Panel {
     this.body.append(...this.pieces.map((piece) => piece.element));
     this.element = make(
       "section",
-      { class: "panel", "data-grouper": name },
+      { class: "panel", "data-grouper": name, "data-kind": kind },
       make("header", {}, make("h2", { text: name }), make("span", { class: "kind", text: KINDS[kind] })),
       this.stats,
       make("div", { class: "share", "aria-hidden": "true" }, this.fill),
@@ -86,25 +88,45 @@ class Panel {
 
   /** Shade every token; once for each choice of what the shade means. */
   shade(by) {
-    const values = shades(this.scores, this.item.tokens.supervised, by);
+    const change = this.kind === "change";
+    const values = change ? changeShades(this.scores, this.known, by) : shades(this.scores, this.known, by);
     for (const { tokens, element } of this.pieces) {
-      const known = tokens.map((index) => values[index]).filter((value) => value !== null);
-      if (known.length) element.style.setProperty("--shade", Math.max(...known).toFixed(3));
+      const known = tokens.filter((index) => values[index] !== null);
+      if (!known.length) continue;
+      element.style.setProperty("--shade", Math.max(...known.map((index) => values[index])).toFixed(3));
+      if (change) element.classList.toggle("fell", known.reduce((sum, index) => sum + this.scores[index], 0) < 0);
     }
   }
 
-  /** Mark the groups at eta. A reference loss has none. */
+  /** Mark the groups at eta: a loss has those of the scores that it is shown with, a reference loss has none. */
   group(eta, ties) {
-    if (this.kind === "reference_loss") {
-      this.groups = null;
-      this.stats.textContent = "no groups: see the kind";
-      return;
+    const deciding = this.kind === "importance" ? this.scores : this.item.scores[this.groupsOf];
+    this.groups = deciding ? importantTokens(deciding, this.item.tokens.supervised, eta, ties) : null;
+    if (this.groups) {
+      const { important } = this.groups;
+      for (const { tokens, element } of this.pieces) {
+        if (tokens.length) element.classList.toggle("important", tokens.some((index) => important[index]));
+      }
     }
-    this.groups = importantTokens(this.scores, this.item.tokens.supervised, eta, ties);
-    const { important, threshold, count, total } = this.groups;
-    for (const { tokens, element } of this.pieces) {
-      if (tokens.length) element.classList.toggle("important", tokens.some((index) => important[index]));
-    }
+    if (this.kind === "reference_loss") this.stats.textContent = "no groups: see the kind";
+    else if (this.kind === "importance") this.sayGroups(eta, ties);
+    else this.sayLosses();
+  }
+
+  /** Say what the groups of a document cost, or gained. */
+  sayLosses() {
+    const none = new Array(this.scores.length).fill(false);
+    const { important, unimportant, share } = lossByGroup(this.scores, this.known, this.groups?.important ?? none);
+    const parts = [`mean ${short(mean(this.scores, this.known))}`];
+    if (this.groups) parts.push(`important ${short(important)}`, `unimportant ${short(unimportant)}`);
+    const hasShare = this.kind === "loss" && this.groups && share !== null;
+    if (hasShare) parts.push(`${percent(share)} of the loss is of important tokens`);
+    this.fill.style.setProperty("inline-size", percent(hasShare ? share : 0));
+    this.stats.textContent = parts.join(" · ");
+  }
+
+  sayGroups(eta, ties) {
+    const { threshold, count, total } = this.groups;
     const share = total ? count / total : 0;
     this.fill.style.setProperty("inline-size", percent(share));
     this.stats.replaceChildren(

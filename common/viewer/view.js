@@ -27,7 +27,7 @@ class View {
     this.bar = make("div", { class: "bar" }, ...this.controls());
     this.caption = make("p", { class: "caption" });
     this.grid = make("div", { class: this.prompts ? "panels" : "panels responses-only" });
-    this.root.replaceChildren(this.bar, this.legend(), this.caption, this.grid);
+    this.root.replaceChildren(this.bar, this.legend(), this.caption, this.grid, ...tablesOf(data, this));
     this.open(0);
   }
 
@@ -37,7 +37,7 @@ class View {
     const item = this.data.documents[number];
     this.point(null);
     const columns = Object.entries(this.data.columns).filter(([name]) => item.scores[name]);
-    this.panels = columns.map(([name, { kind }]) => new Panel(name, kind, item, this));
+    this.panels = columns.map(([name, column]) => new Panel(name, column, item, this));
     this.grid.replaceChildren(...this.panels.map((panel) => panel.element));
     this.grid.style.setProperty("--columns", Math.min(this.panels.length, 3));
     const tokens = item.tokens.supervised;
@@ -90,6 +90,18 @@ class View {
     ];
   }
 
+  /** Show a token of any document, as if the reader pointed at it. */
+  goTo(number, index) {
+    const picker = document.getElementById("document");
+    if (picker) picker.value = String(number);
+    if (number !== this.number) this.open(number);
+    const panel = this.panels[this.panels.length - 1];
+    panel.active = index;
+    panel.elements[index].scrollIntoView({ block: "center" });
+    panel.body.focus({ preventScroll: true });
+    requestAnimationFrame(() => requestAnimationFrame(() => this.point(index, panel.elements[index], panel)));
+  }
+
   setEta(text, other) {
     const eta = Number(text);
     if (text === "" || !(eta >= 0 && eta < 1)) return;
@@ -115,6 +127,10 @@ class View {
       make("span", {}, "low ", ...steps, " high score"),
       make("span", {}, make("span", { class: "token important sample", text: "important" }), " group at this eta"),
       make("span", {}, make("span", { class: "token prompt", text: "grey" }), " not supervised: no group"),
+      this.data && Object.values(this.data.columns).some(({ kind }) => kind === "change")
+        ? make("span", {}, make("span", { class: "token fell sample", text: "gained" }), " the loss fell ",
+          make("span", { class: "token rose sample", text: "lost" }), " it rose")
+        : null,
     );
   }
 
