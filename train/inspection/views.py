@@ -5,6 +5,7 @@ losses before and after and the change; the tokens that gained most and least; e
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,9 @@ def make_view(
     if other is not None:
         shown |= {f"{label}, {other.name}": kind for label, kind in ((AFTER, of_losses), (CHANGE, changes))}
         shown[difference_name(other)] = changes
-    title = f"{run.name}: {run.content['objective']['objective']}, {run.steps} steps, {run.content['run']['model']}"
+    model = run.content["run"]["model"]
+    model = Path(model).name if Path(model).is_absolute() else model  # where it lies is the user's own
+    title = f"{run.name}: {run.content['objective']['objective']}, {run.steps} steps, {model}"
     if other is not None:
         title += f" · {other.name}: {other.content['objective']['objective']}, {other.steps} steps"
     specials = special_tokens(target)
