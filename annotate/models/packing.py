@@ -17,9 +17,9 @@ kernels change with the number of rows, so scores move by a rounding step or two
 cannot be packed is padded too.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -62,7 +62,7 @@ class Packing:
             for chosen in plan_padded(lengths, batch_tokens, MAX_PADDING[self.device.type]):
                 yield lay_in_rows(starts[chosen], lengths[chosen], self._most_positions)
 
-    def window(self, laid: list[tuple[Batch, np.ndarray, np.ndarray | None]]) -> Iterator[dict[str, Any]]:
+    def window(self, laid: Sequence[tuple[Batch, np.ndarray, np.ndarray | None]]) -> Iterator[dict[str, Any]]:
         """Yield what `inputs` gives for each batch, its ids and who is seen; padded ones are copied all at once."""
         if self.packed:
             for batch, ids, seen in laid:
@@ -154,7 +154,7 @@ class Packing:
         return False
 
 
-def _hides(seen: np.ndarray | None) -> bool:
+def _hides(seen: np.ndarray | None) -> TypeGuard[np.ndarray]:
     """Return whether some tokens are not seen."""
     return seen is not None and not seen.all()
 
