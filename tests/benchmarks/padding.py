@@ -4,8 +4,9 @@
 
 The same documents in the same order through the product's trainer, three ways: padded; end to end with a mask over the
 whole row (transformers' own way with `sdpa`); end to end with attention that is told lengths (`train.loop.attention`).
-Printed are the share of padding, tokens a second without padding (of each step the fastest of all rounds, which
-alternate), and how far the losses of the first step, on the same weights, lie apart in float32.
+Printed are the share of padding; tokens without padding a second by the clock and a second of processor time (of each
+step the fastest of all rounds, which alternate; a machine that does other work as well tells by the latter); and how
+far the losses of the first step, on the same weights, lie apart in float32.
 """
 
 import argparse
@@ -63,23 +64,25 @@ def compare(shards: str, options: argparse.Namespace) -> None:
     print(f"{Path(shards).name}: {len(rows):,} documents, {lengths.mean():.0f} tokens on average, ", end="")
     print(f"{padding_share(lengths, options.batch):.1%} of a batch of {options.batch} is padding", flush=True)
     rows = rows.shuffle(seed=0).select(range((options.steps + 1) * options.batch)).flatten_indices()
-    times: dict[str, list[list[float]]] = {way: [] for way in WAYS}
+    times: dict[str, list[list[tuple[float, float]]]] = {way: [] for way in WAYS}
     losses: dict[str, list[float]] = {}
     for number in range(options.rounds):
         for way in WAYS if number % 2 == 0 else WAYS[::-1]:
             took_s, losses[way], tokens = train(way, rows, opened, options)
             times[way].append(took_s)
     for way in WAYS:
-        step_s = sum(min(steps) for steps in zip(*times[way], strict=True))
+        by_step = list(zip(*times[way], strict=True))  # of each step, (clock, processor) seconds of all rounds
+        clock_s, processor_s = (sum(min(took[kind] for took in rounds) for rounds in by_step) for kind in (0, 1))
         apart = abs(losses[way][0] - losses["padded"][0])
         print(
-            f"  {way:8} {tokens / step_s:8,.0f} tokens/s   first loss {losses[way][0]:.7f}, {apart:.1e} apart",
+            f"  {way:8} {tokens / clock_s:8,.0f} tokens/s {tokens / processor_s:8,.0f} tokens per processor second   "
+            f"first loss {losses[way][0]:.7f}, {apart:.1e} apart",
             flush=True,
         )
 
 
-def train(way: str, rows, opened, options: argparse.Namespace) -> tuple[list[float], list[float], int]:
-    """Train once; return the measured steps' seconds, all losses, and the tokens of the measured steps."""
+def train(way: str, rows, opened, options: argparse.Namespace) -> tuple[list[tuple[float, float]], list[float], int]:
+    """Train once; return the measured steps' seconds (clock, processor), all losses, and the measured steps' tokens."""
     import torch
     from transformers import (
         AutoTokenizer,
@@ -97,12 +100,15 @@ def train(way: str, rows, opened, options: argparse.Namespace) -> tuple[list[flo
 
     class Clock(TrainerCallback):
         def on_step_begin(self, *arguments, **keywords):
-            self.began = time.perf_counter()
+            self.began = now()
 
         def on_step_end(self, *arguments, **keywords):
-            took_s.append(time.perf_counter() - self.began)
+            took_s.append(tuple(end - begin for begin, end in zip(self.began, now(), strict=True)))
 
-    took_s: list[float] = []
+    def now() -> tuple[float, float]:
+        return time.perf_counter(), time.process_time()
+
+    took_s: list[tuple[float, float]] = []
     keep_freed_memory()
     tokenizer = AutoTokenizer.from_pretrained(str(opened[0].path / "tokenizer"))
     torch.manual_seed(0)
