@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from common.errors import UserError
 from tests.train.conftest import COLUMNS, write_shards
 from tests.train.runs import make_model, make_trainer, parameters
+from train.loop.checksums import write_checksums
 from train.loop.resume import RESUME_NAME, changes, checkpoints, find_checkpoint, is_complete
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -210,7 +211,7 @@ class TestCheckpoints:
         ("change", "words"),
         [
             ({"eta": 0.6}, "eta was 0.7, is 0.6"),
-            ({"lambda_max": 0.5}, "lambda_max was None, is 0.5"),
+            ({"lambda_max": 0.5}, "lambda_max was 0.9, is 0.5"),
             ({"objective": "sft"}, "objective was go, is sft"),
             ({"learning_rate": 1e-2}, "learning_rate was 0.001, is 0.01"),
             ({"max_steps": 6}, "max_steps was 4, is 6"),
@@ -224,6 +225,7 @@ class TestCheckpoints:
         saved = json.loads(state.read_text())
         saved["settings"]["max_steps"] = 4
         state.write_text(json.dumps(saved))
+        write_checksums(state.parent)
         with pytest.raises(UserError, match=words):
             self.train(shards, tokenizer, tmp_path, resume=True, **change)
 
