@@ -44,7 +44,7 @@ class TestOwnGrouper:
         text = plain(capsys.readouterr().out)
         assert re.search(r"--own-power \S+ The power of a token's place. Default: 1. \(own\)", text)
         assert re.search(r"--own-back( \S+)? Count places from the end. \(own\)", text)
-        assert "llmlingua2 or own. Give it several times" in text
+        assert "or own. Give it several times" in text
 
     def test_wrong_values_and_wrong_groupers_are_refused(self, monkeypatch, capsys, tmp_path):
         out = tmp_path / "out"
