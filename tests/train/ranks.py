@@ -207,3 +207,6 @@ def _let_accelerate_shard_on_cpu() -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1])
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+    os._exit(0)  # at the interpreter's end gloo's threads have been seen to abort a rank whose work was done

@@ -65,7 +65,9 @@ def load_config(name: str, tokenizer: PreTrainedTokenizerBase, args: GOConfig, m
     if name == TINY:
         return tiny_config(tokenizer, args.max_length or 4096)
     try:
-        return AutoConfig.from_pretrained(name, revision=model.model_revision, trust_remote_code=args.trust_remote_code)
+        return AutoConfig.from_pretrained(
+            on_disk(name), revision=model.model_revision, trust_remote_code=args.trust_remote_code
+        )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise UserError(_unreachable("model", name, error)) from error
 
