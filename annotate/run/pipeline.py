@@ -20,6 +20,7 @@ from annotate.run.engines import make_engine
 from annotate.run.engines.base import Engine
 from annotate.run.inputs import Inputs, differences, from_manifest, from_source, refuse_changes, refuse_source_flags
 from annotate.run.job import Job, Outcome
+from annotate.run.ledger import Ledger
 from annotate.run.planning import content_hash
 from annotate.run.publishing import clean, finish, is_half_published
 from annotate.run.settings import Settings, check_settings
@@ -172,15 +173,8 @@ def _annotate(
         return grouper_class(name).from_parameters(parameters, options)
 
     workspace = Workspace(out, beside=manifest is not None)
-    job = Job(
-        workspace=workspace,
-        inputs=inputs,
-        engine=engine,
-        console=console,
-        manifest=manifest,
-        groupers={grouper.name: grouper.columns for grouper in merged},
-        build=build,
-    )
+    ledger = Ledger(workspace, manifest, {grouper.name: grouper.columns for grouper in merged})
+    job = Job(workspace, inputs, engine, console, ledger, build)
     if job.is_complete():
         workspace.work.delete_tree()
         assert manifest is not None
