@@ -109,7 +109,7 @@ class Grouper(ABC):
 
     The life of a grouper in a run: `from_options` once in the driver (loads no model; checks that files are there);
     the instance is pickled to each worker; with `needs_fit`, `count` on every shard in the workers, the sums to `fit`
-    and `save` in the driver; then `load` (with needs_fit) and `score` in the workers, where a model is loaded by the
+    and `save` in one of them; then `load` (with needs_fit) and `score` in the workers, where a model is loaded by the
     first `score`, once; at the end `report` in the driver.
     """
 
@@ -154,7 +154,11 @@ class Grouper(ABC):
     # Only with needs_fit:
 
     def count(self, batch: TokenBatch) -> dict[str, np.ndarray]:
-        """Return what one shard adds to the fit: arrays that are summed element by element over shards."""
+        """Return what one shard adds to the fit: arrays that are summed element by element over shards.
+
+        Args:
+            batch: token ids, supervision and offsets; its ids, texts and spans may be left out.
+        """
         raise NotImplementedError
 
     def fit(self, counts: dict[str, np.ndarray]) -> None:

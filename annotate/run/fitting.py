@@ -17,7 +17,7 @@ import numpy as np
 
 from annotate.groupers.base import Grouper
 from annotate.run.scanning import read_arrays, write_arrays
-from annotate.run.tables import from_table, read_tokens
+from annotate.run.tables import COUNTED, from_table, read_tokens
 from annotate.run.workspace import Workspace
 from annotate.tokens.batch import TokenBatch
 from common.manifest import ShardInfo
@@ -51,18 +51,17 @@ class CountTerms:
         if not missing:
             return None
         if item.held is None:
-            batch, _ = read_tokens(self.workspace.tokens(item.index))
+            batch, _ = read_tokens(self.workspace.tokens(item.index), COUNTED)
         else:
-            columns = ["document_id", "source_row", "text", "input_ids", "supervised"]
             try:
-                batch = from_table(read_table(self.workspace.out / item.held.file, columns, item.held.sha256))
+                batch = from_table(read_table(self.workspace.out / item.held.file, COUNTED, item.held.sha256))
             except ValueError as error:
                 return str(error)
         self.count(item.index, batch, missing)
         return None
 
     def count(self, index: int, batch: TokenBatch, groupers: Iterable[Grouper]) -> None:
-        """Write what a batch adds."""
+        """Write what a shard's batch adds."""
         for grouper in groupers:
             write_counts(self.workspace.counts(grouper.name, index), grouper.count(batch))
 
@@ -78,17 +77,22 @@ def write_counts(place: Location, counts: dict[str, np.ndarray]) -> None:
 
 
 def add_counts(total: dict[str, np.ndarray], place: Location) -> None:
-    """Add what `write_counts` wrote; the longer vector of two decides how long the sum is."""
+    """Add what `write_counts` wrote."""
     stored = read_arrays(place)
     for name in {key.rpartition(".")[0] for key in stored}:
-        size, at, values = int(stored[f"{name}.size"]), stored[f"{name}.at"], stored[f"{name}.values"]
-        held = total.get(name)
-        if held is None or held.size < size:
-            longer = np.zeros(size, dtype=values.dtype)
-            if held is not None:
-                longer[: held.size] = held
-            total[name] = held = longer
-        held[at] += values
+        add(total, name, int(stored[f"{name}.size"]), stored[f"{name}.at"], stored[f"{name}.values"])
+
+
+def add(total: dict[str, np.ndarray], name: str, size: int, at: np.ndarray | slice, values: np.ndarray) -> None:
+    """Add a vector to the sum of this name; the longer of the two decides how long the sum is.
+
+    Args:
+        size: of the vector.
+        at, values: its values at these places; all others are 0.
+    """
+    held = total.get(name, np.zeros(0, dtype=values.dtype))
+    total[name] = held = np.pad(held, (0, size - held.size)) if held.size < size else held
+    held[at] += values
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,10 @@ from annotate.groupers import grouper_class
 from annotate.groupers.base import Grouper, GrouperOptions
 from annotate.records.selection import parse_selection
 from annotate.records.sources import STANDARD_INPUT
+from annotate.run.fitting import add
 from annotate.run.pipeline import run
 from annotate.run.settings import Settings
-from annotate.run.tables import from_table
+from annotate.run.tables import COUNTED, from_table
 from annotate.run.verification import Damage, Examination, examine
 from annotate.run.writers import Writer
 from annotate.tokens.target import TargetTokenizer
@@ -45,7 +46,7 @@ from common.manifest import (
     parse,
     read_manifest,
 )
-from common.shards import BASE_FIELDS, read_table
+from common.shards import read_table
 from common.storage import Location, Place, locate
 
 MAX_WRONG_BYTES = 12  # in both manifests together: 2^12 ways to choose
@@ -170,13 +171,10 @@ def _fitted(found: Examination, groupers: list[Grouper]) -> list[Grouper]:
     """Fit groupers to the tokens of all shards, one shard at a time."""
     totals: list[dict[str, np.ndarray]] = [{} for _ in groupers]
     for shard in found.manifest.shards:
-        table = read_table(found.place / shard.file, [item.name for item in BASE_FIELDS])
-        batch = from_table(table)
+        batch = from_table(read_table(found.place / shard.file, COUNTED))
         for grouper, total in zip(groupers, totals, strict=True):
             for name, values in grouper.count(batch).items():
-                held = total.get(name, np.zeros(0, dtype=values.dtype))
-                total[name] = np.pad(values, (0, max(0, held.size - values.size)))
-                total[name][: held.size] += held
+                add(total, name, values.size, slice(values.size), values)
     for grouper, total in zip(groupers, totals, strict=True):
         grouper.fit(total)
     return groupers

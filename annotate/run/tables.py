@@ -17,6 +17,7 @@ from common.shards import list_of, shard_schema
 from common.storage import Location
 
 FACTS = b"sft_go.facts"
+COUNTED = ("source_row", "input_ids", "supervised")  # what counting reads: a batch without ids and texts
 
 
 def to_table(batch: TokenBatch, columns: dict[str, np.ndarray], kinds: dict[str, Kind]) -> pa.Table:
@@ -39,15 +40,16 @@ def _ragged(batch: TokenBatch, values: np.ndarray, value_type: pa.DataType) -> p
 
 
 def from_table(table: pa.Table) -> TokenBatch:
-    """Return the batch that a table of tokens or of a shard holds."""
+    """Return the batch that a table holds, of tokens or a shard; of `COUNTED` alone, one without ids and texts."""
+    columns = table.column_names
     lengths = table["input_ids"].combine_chunks().value_lengths().to_numpy()
     spans = None
-    if "start" in table.column_names:
+    if "start" in columns:
         spans = np.stack([flat(table, "start"), flat(table, "end")], axis=1)
     return TokenBatch(
-        document_ids=table["document_id"].to_pylist(),
+        document_ids=table["document_id"].to_pylist() if "document_id" in columns else [],
         source_rows=table["source_row"].to_numpy(),
-        texts=table["text"].to_pylist(),
+        texts=table["text"].to_pylist() if "text" in columns else [],
         input_ids=flat(table, "input_ids"),
         supervised=flat(table, "supervised"),
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
@@ -77,8 +79,8 @@ def write_tokens(place: Location, batch: TokenBatch, facts: dict[str, Any]) -> N
         writer.write_table(table)
 
 
-def read_tokens(place: Location) -> tuple[TokenBatch, dict[str, Any]]:
-    """Read what `write_tokens` wrote.
+def read_tokens(place: Location, columns: Sequence[str] | None = None) -> tuple[TokenBatch, dict[str, Any]]:
+    """Read what `write_tokens` wrote, all columns by default.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -86,7 +88,7 @@ def read_tokens(place: Location) -> tuple[TokenBatch, dict[str, Any]]:
     data = pa.BufferReader(place.read_bytes()) if place.local is None else pa.memory_map(str(place.local))
     with data as source:
         table = pa.ipc.open_file(source).read_all()
-    return from_table(table), json.loads(table.schema.metadata[FACTS])
+    return from_table(table.select(columns) if columns else table), json.loads(table.schema.metadata[FACTS])
 
 
 def read_facts(place: Location) -> dict[str, Any] | None:

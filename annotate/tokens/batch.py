@@ -25,7 +25,7 @@ class TokenBatch:
 
     def __len__(self) -> int:
         """Return the number of documents."""
-        return len(self.texts)
+        return len(self.offsets) - 1
 
     @property
     def num_tokens(self) -> int:
