@@ -155,11 +155,13 @@ class Job:
             source = ledger.respan(self.num_shards)
             if source:
                 self._plan_source()
-        tokenized = self._tokenize(source) if source else iter(())
+        # Tokens made again for the spans have documents that a grouper has rejected: the shards are counted instead.
+        counted = set() if ledger.respanned else set(source)
+        tokenized = self._tokenize(source, fits if counted else ()) if source else iter(())
         if fits or not (uses_model and self.engine.device == "cuda"):
             # Fits count the whole corpus; and on CPUs both stages want the same cores. A GPU does not wait.
             tokenized = iter(sorted(tokenized))
-        if fits and (ledger.aside or not self._fit(fits)):
+        if fits and (ledger.aside or not self._fit(fits, counted)):
             return  # what is fitted needs every shard
         expected = set(source)
         held = (i for i in range(self.num_shards) if i not in expected and not ledger.is_done(i))
@@ -179,8 +181,8 @@ class Job:
                 self.tokens_made += shard.tokens
                 self.progress.advance("score", shard.source_rows, shard.rows, shard.tokens, 0, self._total())
 
-    def _tokenize(self, indices: list[int]) -> Iterator[int]:
-        """Tokenize shards from the source; yield the numbers of those that are."""
+    def _tokenize(self, indices: list[int], fits: tuple[Grouper, ...]) -> Iterator[int]:
+        """Tokenize shards from the source, and count their terms; yield the numbers of those that are."""
         assert self.plan is not None
         plan, tokenizer = self.plan, self.inputs.tokenizer
         stage = Tokenize(
@@ -194,6 +196,7 @@ class Job:
             repeat_parts=plan.repeat_parts,
             columns=self.inputs.info.columns,
             overlong=self.inputs.info.overlong,
+            fits=fits,
         )
         self.progress.start("tokenize")
         items = (ShardRows(index, plan.pieces(index)) for index in indices)
@@ -218,10 +221,11 @@ class Job:
             return self.plan.rows
         return sum(shard.source_rows for shard in self.ledger.held)
 
-    def _fit(self, fits: tuple[Grouper, ...]) -> bool:
-        """Count the terms of all shards, sum them up, fit. Return False where a shard turned out to be damaged."""
+    def _fit(self, fits: tuple[Grouper, ...], counted: set[int]) -> bool:
+        """Count the terms of all other shards, sum up, fit. Return False where a shard turned out to be damaged."""
         whole = True
-        items = (Corpus(index, self.ledger.where(index).held) for index in range(self.num_shards))
+        left = (index for index in range(self.num_shards) if index not in counted)
+        items = (Corpus(index, self.ledger.where(index).held) for index in left)
         for item, problem in outcomes(self.engine, CountTerms(self.workspace, fits), items):
             if problem is not None:
                 self._damaged(item.index, problem)

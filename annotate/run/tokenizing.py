@@ -1,7 +1,7 @@
-"""The first stage: the records of a shard -> `.work/tokens/part-k.arrow`.
+"""The first stage: the records of a shard -> `.work/tokens/part-k.arrow`, and what they add to the fits.
 
-What enters: where a shard's records lie. What leaves: their tokens in a file, and for the driver a few numbers. Next:
-`annotate.run.fitting` counts terms, `annotate.run.scoring` scores.
+What enters: where a shard's records lie. What leaves: their tokens in a file, their terms counted, and
+for the driver a few numbers. Next: `annotate.run.fitting` fits, `annotate.run.scoring` scores.
 """
 
 from collections import Counter
@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 
+from annotate.groupers.base import Grouper
 from annotate.records.columns import rename
 from annotate.records.conversations import DocumentError, to_conversation
 from annotate.records.ranges import Piece, read_range
 from annotate.records.readers import Reject, Row
 from annotate.records.sources import document_id, record_hash
+from annotate.run.fitting import Corpus, CountTerms
 from annotate.run.repeats import SourceNotes
 from annotate.run.tables import join, read_facts, write_tokens
 from annotate.run.workspace import Workspace
@@ -61,6 +63,7 @@ class Tokenize:
     columns: dict[str, str] = field(default_factory=dict)  # under other names
     overlong: str = "truncate"
     first_row: int = 0  # of these records in the directory: after those that it holds already
+    fits: tuple[Grouper, ...] = ()  # groupers that are fitted on the corpus: their terms are counted here
 
     def __call__(self) -> "Tokenizer":
         return Tokenizer(self)
@@ -74,6 +77,7 @@ class Tokenizer:
         self.target = load_target(job.tokenizer, job.revision)
         self.template = make_template(job.template, self.target.tokenizer)
         self.notes = SourceNotes(job.workspace.source, job.repeat_parts)
+        self.counter = CountTerms(job.workspace, job.fits)
 
     def run(self, shard: ShardRows) -> Tokenized:
         """Tokenize one shard and write it; a shard that is already there is only looked at."""
@@ -91,6 +95,9 @@ class Tokenizer:
                 "counters": {name: count for name, count in counters.items() if count},
             }
             write_tokens(place, batch, facts)
+            self.counter.count(shard.index, batch, self.job.fits)
+        else:
+            self.counter.run(Corpus(shard.index, None))
         return Tokenized(
             facts["documents"], facts["tokens"], facts["truncated"], facts["source_rows"], len(facts["rejects"])
         )

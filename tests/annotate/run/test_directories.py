@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from annotate.groupers import REGISTRY
 from annotate.groupers.base import GrouperOptions
 from annotate.groupers.random import Random
 from annotate.run import publishing, scoring
@@ -16,11 +17,13 @@ from annotate.run.pipeline import run
 from annotate.run.settings import Settings
 from annotate.run.verification import verify_shards
 from annotate.run.writers import Writer
+from annotate.tokens.batch import Scores, TokenBatch
 from common.errors import UserError
 from common.files import sha256_file
 from common.manifest import load_manifest
 from common.shards import ShardDirectory
 from common.storage import locate
+from tests.annotate.groupers.own import Own
 
 QUIET = Console(quiet=True)
 
@@ -82,6 +85,40 @@ def test_columns_are_added_without_the_source_and_its_tokenizer(copy, both, monk
         assert left.equals(right)
     for name in ("state/frequency.parquet", "state/tfidf.parquet", "rejects.jsonl"):
         assert sha256_file(copy / name) == sha256_file(both / name)
+
+
+class Picky(Own):
+    """Rejects every third document."""
+
+    name = "own"
+
+    def score(self, batch: TokenBatch) -> Scores:
+        return Scores(super().score(batch).columns, dict.fromkeys(range(0, len(batch), 3), "no"))
+
+
+class Spanned(Own):
+    """Wants spans, which only the source gives for sure."""
+
+    name = "spanned"
+    needs_spans = True
+
+    def score(self, batch: TokenBatch) -> Scores:
+        assert batch.spans is not None
+        return Scores({"spanned": super().score(batch).columns["own"]})
+
+
+def test_what_a_grouper_rejected_is_not_counted_when_shards_are_tokenized_again(copy, tmp_path, settings, monkeypatch):
+    monkeypatch.setitem(REGISTRY, "own", f"{__name__}:Picky")
+    monkeypatch.setitem(REGISTRY, "spanned", f"{__name__}:Spanned")
+    rows = load_manifest(copy).counts.documents
+    annotate(copy, "own")
+    assert load_manifest(copy).counts.documents < rows
+    shutil.copytree(copy, tmp_path / "from shards")
+    annotate(tmp_path / "from shards", "frequency")
+    annotate(copy, "frequency", "spanned", **settings)
+    verify_shards(copy)
+    states = [sha256_file(out / "state" / "frequency.parquet") for out in (copy, tmp_path / "from shards")]
+    assert states[0] == states[1]
 
 
 @pytest.mark.parametrize(

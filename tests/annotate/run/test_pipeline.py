@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from annotate.groupers.base import GrouperOptions
-from annotate.run import scoring, tokenizing
+from annotate.run import fitting, scoring, tokenizing
 from annotate.run.pipeline import run
 from annotate.run.settings import Settings
 from annotate.run.verification import verify_shards
@@ -123,10 +123,10 @@ class Stop(Exception):
     """Stands for a crash."""
 
 
-@pytest.mark.parametrize("stage", ["write_tokens", "write_shard"])
+@pytest.mark.parametrize("stage", ["write_tokens", "write_counts", "write_shard"])
 @pytest.mark.parametrize("after", [0, 2])
 def test_a_run_that_stops_goes_on_and_redoes_nothing_that_was_done(complete, tmp_path, monkeypatch, stage, after):
-    module = tokenizing if stage == "write_tokens" else scoring
+    module = {"write_tokens": tokenizing, "write_counts": fitting, "write_shard": scoring}[stage]
     original, calls = getattr(module, stage), []
 
     def failing(path, *arguments, **facts):
