@@ -21,10 +21,6 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Interrupted(BaseException):
     """A signal asked the run to end. No `Exception`, so that nothing on the way takes it for an error of its own."""
 
-    def __init__(self, number: int):
-        super().__init__(number)
-        self.number = number
-
 
 @contextmanager
 def interruptible() -> Iterator[None]:
@@ -32,12 +28,12 @@ def interruptible() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    caught = threading.Event()
+    caught: list[int] = []
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if caught.is_set():
+        if caught:
             return  # the end is on its way
-        caught.set()
+        caught.append(number)
         name = "Interrupted" if number == signal.SIGINT else "Terminated"
         print(
             f"\n{name}. Finished shards are kept: run the same command again to go on.",
@@ -50,11 +46,9 @@ def interruptible() -> Iterator[None]:
     before = {number: signal.signal(number, handle) for number in SIGNALS}
     try:
         yield
-    except Interrupted as interruption:
-        _end(interruption.number)
-    except BaseException:
-        if caught.is_set():  # an error on the way out, such as Ray's of a lost connection
-            _end(signal.SIGINT)
+    except BaseException:  # `Interrupted`, or an error on the way out, such as Ray's of a lost connection
+        if caught:
+            _end(caught[0])
         raise
     finally:
         for number, handler in before.items():

@@ -19,6 +19,15 @@ SLOW = (
 )
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_error_on_the_way_out_does_not_change_the_status(number):
+    code = (
+        "import signal\nfrom annotate.run.interruption import interruptible\nwith interruptible():\n"
+        f"    try:\n        signal.raise_signal({int(number)})\n    finally:\n        raise ConnectionError\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 128 + number
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "word"), [(signal.SIGINT, "Interrupted"), (signal.SIGTERM, "Terminated")])
 def test_a_signal_ends_the_run_with_a_line_and_keeps_everything(tmp_path, number, word):
