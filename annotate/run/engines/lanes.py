@@ -51,6 +51,11 @@ class Model:
 class Lane(ABC):
     """A place for the items of one stage."""
 
+    looked = 0.0  # when the cluster was last looked at
+
+    def __init__(self, ray: Any):
+        self.ray = ray
+
     @abstractmethod
     def free(self) -> int:
         """Return how many more items can be taken now."""
@@ -69,8 +74,15 @@ class Lane(ABC):
     def started(self, reference: Any) -> None:  # noqa: B027
         """Take note that one of `starting()` has ended."""
 
-    def look(self) -> None:  # noqa: B027
-        """Look at the cluster again."""
+    def look(self) -> None:
+        """Look at the cluster again, if the last time was a while ago."""
+        if time.monotonic() - self.looked >= LOOK_AGAIN_S:
+            self.looked = time.monotonic()
+            self.adapt(Cluster.now(self.ray))
+
+    @abstractmethod
+    def adapt(self, cluster: Cluster) -> None:
+        """Take what the cluster has now."""
 
     def waits_for(self) -> str | None:
         """Say what keeps everything from running; None when something may run."""
@@ -84,19 +96,14 @@ class TaskLane(Lane):
     """Tasks: any free CPU of the cluster, in processes that Ray keeps."""
 
     def __init__(self, ray: Any, make_worker: MakeWorker, key: str, workers: int | None):
-        self.ray = ray
+        super().__init__(ray)
         self.key = key
         self.workers = workers
         self.stage = ray.put(make_worker)
         self.running = 0
-        self.looked = 0.0
         self.look()
 
-    def look(self) -> None:
-        if time.monotonic() - self.looked < LOOK_AGAIN_S:
-            return
-        self.looked = time.monotonic()
-        cluster = Cluster.now(self.ray)
+    def adapt(self, cluster: Cluster) -> None:
         cpus = cluster.cpus_each(self.workers)
         self.slots = TASKS_EACH * max(1, self.workers or int(cluster.cpus))
         self.threads = max(1, int(cpus))
@@ -126,7 +133,7 @@ class ActorLane(Lane):
     """Actors: each keeps a model loaded, on a GPU or a share of one, or on CPUs."""
 
     def __init__(self, ray: Any, make_worker: MakeWorker, workers: int | None, gpu_share: float | None, tell: Tell):
-        self.ray = ray
+        super().__init__(ray)
         self.make_worker = ray.put(make_worker)
         self.workers = workers
         self.gpu_share = gpu_share  # None: on CPUs
@@ -134,14 +141,9 @@ class ActorLane(Lane):
         self.tell = tell
         self.members: list[Member] = []
         self.deaths = 0
-        self.looked = 0.0
         self.look()
 
-    def look(self) -> None:
-        if time.monotonic() - self.looked < LOOK_AGAIN_S:
-            return
-        self.looked = time.monotonic()
-        cluster = Cluster.now(self.ray)
+    def adapt(self, cluster: Cluster) -> None:
         wanted = self._wanted(cluster)
         while len(self.members) < wanted:
             options: dict[str, Any]

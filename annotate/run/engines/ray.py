@@ -16,7 +16,7 @@ from typing import Any
 
 from annotate.run.engines.base import Engine, MakeWorker, SetAside
 from annotate.run.engines.lanes import ActorLane, Lane, TaskLane, first_line
-from annotate.run.engines.resources import Cluster, check_gpu_share
+from annotate.run.engines.resources import Cluster
 from common.errors import UserError
 
 ATTEMPTS = 3
@@ -37,7 +37,6 @@ class RayEngine(Engine):
     name = "ray"
 
     def __init__(self, address: str | None, workers: int | None, gpus_per_worker: float):
-        check_gpu_share(gpus_per_worker)
         # No usage reports; and a worker whose parent died ends.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         import ray
@@ -49,7 +48,6 @@ class RayEngine(Engine):
         self.owns_cluster = not ray.is_initialized()
         if self.owns_cluster:
             self._start(address)
-        self.nodes = self._cluster()
         self._said = time.monotonic()
 
     def _start(self, address: str | None) -> None:
@@ -208,7 +206,7 @@ class RayEngine(Engine):
             if isinstance(error.cause, Exception):
                 raise error.cause from (None if isinstance(error.cause, UserError) else error)
             raise
-        except (exceptions.RayError, exceptions.RaySystemError) as error:
+        except exceptions.RayError as error:
             raise _ProcessDied(error) from error
 
     def close(self) -> None:
