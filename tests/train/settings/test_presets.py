@@ -255,7 +255,8 @@ class TestCommand:
         assert content["training"]["learning_rate"] == 1e-5
         assert content["data"]["column"] == "tfidf"
 
-    def test_shards_cut_shorter_than_the_recipes_context(self, tmp_path, tokenizer, capsys):
+    def test_shards_cut_shorter_than_the_recipes_context(self, tmp_path, tokenizer, capsys, monkeypatch):
+        monkeypatch.chdir(tmp_path)  # a run that is not refused would write there
         shards = write_shards(tmp_path / "shards", tokenizer, 10, {"tfidf": "importance"})
         manifest = load_manifest(shards)
         dataclasses.replace(manifest, counts=dataclasses.replace(manifest.counts, truncated=3)).save(shards)
