@@ -9,7 +9,7 @@ from typing import Any
 from annotate.run.engines.base import Engine, outcomes
 from annotate.run.inputs import Inputs
 from annotate.run.publishing import publish
-from annotate.run.rejects import ShardRows, WriteRejects
+from annotate.run.rejects import SourceRows, WriteRejects
 from annotate.run.workspace import Workspace, has_rejects
 from common.errors import UserError
 from common.manifest import (
@@ -104,7 +104,7 @@ class Completion:
         rows, first = [], 0
         for index, shard in enumerate(shards):
             if has_rejects(shard):
-                rows.append(ShardRows(index, first, first + shard.source_rows, index in made))
+                rows.append(SourceRows(index, first, first + shard.source_rows, index in made))
             first += shard.source_rows
         writer = WriteRejects(self.workspace, tuple(rows), self.held_is_whole)
         return dict(outcomes(self.engine, writer, [REJECTS_NAME]))[REJECTS_NAME]

@@ -17,7 +17,7 @@ from common.storage import Location
 
 
 @dataclass(frozen=True)
-class ShardRows:
+class SourceRows:
     """The source rows of a shard, and whether this run has a record of it."""
 
     index: int
@@ -31,7 +31,7 @@ class WriteRejects:
     """Builds the worker that writes the file."""
 
     workspace: Workspace
-    shards: tuple[ShardRows, ...]  # those that lack rows, in order; the others have no rejects
+    shards: tuple[SourceRows, ...]  # those that lack rows, in order; the others have no rejects
     held_is_whole: bool = True  # else every shard has a record of its rejects
 
     def __call__(self) -> "WriteRejects":
