@@ -10,7 +10,6 @@ import gzip
 import shutil
 import sys
 import zlib
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -76,5 +75,4 @@ def _take_standard_input(into: Location, number: int) -> Location:
 def _write(place: Location, content: Any, head: bytes) -> None:
     with place.writing() as path, open(path, "wb") as file:
         file.write(head)
-        with suppress(StopIteration):
-            shutil.copyfileobj(content, file, READ_BYTES)
+        shutil.copyfileobj(content, file, READ_BYTES)
