@@ -20,9 +20,10 @@ from annotate.run.scanning import read_arrays, write_arrays
 from annotate.run.tables import COUNTED, from_table, read_tokens
 from annotate.run.workspace import Workspace
 from annotate.tokens.batch import TokenBatch
+from common.errors import UserError
 from common.manifest import ShardInfo
 from common.shards import read_table
-from common.storage import Location
+from common.storage import Location, StorageError
 
 BLOCK_SHARDS = 256
 
@@ -55,7 +56,9 @@ class CountTerms:
         else:
             try:
                 batch = from_table(read_table(self.workspace.out / item.held.file, COUNTED, item.held.sha256))
-            except ValueError as error:
+            except StorageError:
+                raise  # the shard may be whole
+            except UserError as error:
                 return str(error)
         self.count(item.index, batch, missing)
         return None

@@ -21,6 +21,7 @@ from annotate.tokens.target import load_target
 from common.errors import UserError
 from common.manifest import Kind, ShardInfo
 from common.shards import check_shard, read_table, write_shard
+from common.storage import StorageError
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +105,9 @@ class Scorer:
         assert held is not None
         try:
             table = read_table(self.workspace.out / held.file, None, held.sha256)
-        except ValueError as error:
+        except StorageError:
+            raise  # the shard may be whole
+        except UserError as error:
             return Damaged(str(error))
         columns = {name: flat(table, name) for name in item.kept}
         before = ShardRecord.load(self.workspace.record(item.index))

@@ -12,7 +12,7 @@ from rich.console import Console
 from annotate.groupers import REGISTRY
 from annotate.groupers.base import GrouperOptions
 from annotate.groupers.random import Random
-from annotate.run import publishing, scoring
+from annotate.run import fitting, publishing, scoring
 from annotate.run.pipeline import run
 from annotate.run.settings import Settings
 from annotate.run.verification import verify_shards
@@ -22,7 +22,7 @@ from common.errors import UserError
 from common.files import sha256_file
 from common.manifest import load_manifest
 from common.shards import ShardDirectory
-from common.storage import locate
+from common.storage import StorageError, locate
 from tests.annotate.groupers.own import Own
 
 QUIET = Console(quiet=True)
@@ -190,7 +190,7 @@ def test_a_swap_that_stops_anywhere_leaves_one_of_the_two_directories(copy, both
 
 def test_a_second_writer_is_told_who_holds_the_directory_since_when(copy, complete):
     code = (
-        "import sys, time\nfrom annotate.run.writers import Writer\nfrom common.storage import locate\n"
+        "import sys, time\nfrom annotate.run.writers import Writer\nfrom common.storage import StorageError, locate\n"
         "with Writer(locate(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code, str(copy)], stdout=subprocess.PIPE, text=True)
@@ -217,6 +217,16 @@ def test_on_a_store_one_writer_holds_a_directory_until_it_is_silent(monkeypatch)
     with Writer(out):
         assert (out / writers.WRITER_NAME).read_json()["host"] != "dead"
     assert not (out / writers.WRITER_NAME).is_file()
+
+
+@pytest.mark.parametrize("module", [fitting, scoring])
+def test_a_store_that_does_not_answer_is_no_damaged_shard(copy, monkeypatch, module):
+    def refuse(*arguments):
+        raise StorageError("no answer")
+
+    monkeypatch.setattr(module, "read_table", refuse)
+    with pytest.raises(StorageError, match="no answer"):
+        annotate(copy, "frequency")
 
 
 def test_lost_rejects_are_made_again_from_the_source_or_named(copy, complete, settings):
