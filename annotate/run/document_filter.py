@@ -10,12 +10,12 @@ ids of those that are kept. Held are a few numbers a document, and never tokens.
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 
 from annotate.groupers import REGISTRY, grouper_class
 from annotate.groupers.base import DocumentFilter
+from annotate.run.tables import flat
 from common.errors import UserError, raise_together
 from common.shards import ShardDirectory
 from common.storage import Place, locate
@@ -151,8 +151,7 @@ def _value(key: int) -> float:
 
 def _supervised(held: ShardDirectory, column: str) -> Iterator[np.ndarray]:
     for table in held.tables(["supervised", column]):
-        table = table.combine_chunks()
-        supervised, values = (_flat(table, name) for name in ("supervised", column))
+        supervised, values = (flat(table, name) for name in ("supervised", column))
         yield values[supervised]
 
 
@@ -161,16 +160,11 @@ def _documents(
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yield, of each shard's supervised tokens, the values, which are top tokens, and the documents' offsets."""
     for table in held.tables(["supervised", rule.chooses, rule.averages]):
-        table = table.combine_chunks()
-        supervised, choosing, values = (_flat(table, name) for name in table.column_names)
-        lengths = np.diff(table["supervised"].combine_chunks().offsets.to_numpy())
+        supervised, choosing, values = (flat(table, name) for name in table.column_names)
+        lengths = table["supervised"].combine_chunks().value_lengths().to_numpy()
         index = np.repeat(np.arange(len(lengths)), lengths)[supervised]
         offsets = np.concatenate([[0], np.cumsum(np.bincount(index, minlength=len(lengths)))])
         yield values[supervised], choosing[supervised] > threshold, offsets
-
-
-def _flat(table: Any, name: str) -> np.ndarray:
-    return table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
 
 
 def _mean(values: np.ndarray, mask: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
