@@ -191,9 +191,12 @@ def to_conversation(record: Any, format_name: str) -> Conversation:
         conversation = FORMATS[format_name](record)
     except DocumentError as error:
         raise _with_hint(error, record, format_name) from error
-    parts = [conversation.text or "", write_json(conversation.tools)]
+    parts = [conversation.text or ""]
     for turn in conversation.turns:
-        parts += [turn.content, turn.context, turn.name, write_json(turn.tool_calls)]
+        parts += [turn.content, turn.context, turn.name]
+    for tools in (conversation.tools, *(turn.tool_calls for turn in conversation.turns)):
+        if tools:  # few records have any, and writing takes longer than all else here
+            parts.append(write_json(tools))
     try:
         "".join(parts).encode()
     except UnicodeEncodeError as error:
