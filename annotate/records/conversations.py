@@ -198,7 +198,8 @@ def to_conversation(record: Any, format_name: str) -> Conversation:
         if tools:  # few records have any, and writing takes longer than all else here
             parts.append(write_json(tools))
     try:
-        "".join(parts).encode()
+        for part in parts:
+            part.encode()
     except UnicodeEncodeError as error:
         raise DocumentError("invalid_unicode", "the text holds a lone surrogate, which is no character.") from error
     if conversation.text is not None:
