@@ -124,16 +124,17 @@ def run_command(rest: list[str]) -> int:
     if "-h" in rest or "--help" in rest:
         print(run_help())
         return 0
-    from train.objectives import OBJECTIVES
+    from train.objectives import DEFAULT_OBJECTIVE, OBJECTIVES
     from train.settings.early import check_early, underscored
 
     rest = underscored(rest)
-    own = [settings for _, settings in OWN_SETTINGS]
-    check_early(rest, [*own, *(kind.Settings for kind in OBJECTIVES.values())], tuple(OBJECTIVES))
+    is_help = "--help-all" in rest
+    if not is_help:
+        check_early(rest, OBJECTIVES, DEFAULT_OBJECTIVE)
     from train import run as training
 
     training.prepare_process()
-    if "--help-all" in rest:
+    if is_help:
         training.print_all_flags()
         return 0
     from train.launch import ray as ray_launch

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from common.errors import UserError
 from tests.train.conftest import build_tokenizer, write_shards
 from tests.train.runs import make_model
 from train.cli import main
@@ -134,6 +135,37 @@ class TestErrors:
         for flag in ("--eta", "--lambda_max", "--eval_fraction", "--shards"):
             assert flag in text
         assert "-0.1" in fails(capsys, "run", "--shards", shards, "--eta", "-0.1")
+
+    @pytest.mark.parametrize(
+        ("words", "file", "expected"),
+        [
+            (["--eta", "1.5", "--lambda-max", "2"], "", ["--eta: ", "--lambda_max: "]),
+            (["--lambda_min", "0.5"], "lambda_max: 0.4", ["--lambda_min: "]),  # of the file's
+            (["--lambda_min", "0.95"], "lambda_max: 1.0", []),
+            (["--objective", "sft"], "preset: lima-3b-tfidf\nlambda_max: 2", []),  # the parser's: sft has none
+            (["--objective", "dro", "--group_quantiles", "0.9,0.5"], "dro_step: -1", ["--group_quant", "--dro_step: "]),
+            (["--no_bf16", "--eval_fraction"], "", ["--eval_fraction: expected a value."]),
+            ([], "objective: gi", []),
+        ],
+    )
+    def test_numbers_out_of_range_are_told_without_torch(self, words, file, expected, shards, tmp_path):
+        from train.objectives import DEFAULT_OBJECTIVE, OBJECTIVES
+        from train.settings.early import check_early, underscored
+
+        (tmp_path / "run.yaml").write_text(file or "{}")
+        words = underscored(["--shards", str(shards), "--config", str(tmp_path / "run.yaml"), *words])
+        told = ""
+        try:
+            check_early(words, OBJECTIVES, DEFAULT_OBJECTIVE)
+        except UserError as error:
+            told = str(error)
+        assert all(text in told for text in expected)
+        assert bool(told) == bool(expected)
+        code = f"import sys, train.cli; train.cli.main({['run', *words]!r})"
+        if expected:
+            done = subprocess.run([sys.executable, "-X", "importtime", "-c", code], capture_output=True, text=True)
+            assert done.returncode == 1
+            assert "| torch" not in done.stderr
 
     @pytest.mark.parametrize(
         ("words", "expected"),

@@ -140,6 +140,11 @@ def _whole(said: dict[str, Any], name: str) -> int | None:
     return number
 
 
+def world_size() -> int:
+    """Return the number of processes that the launcher started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 class _Scanner(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Say what is wrong without a usage of flags that the user does not see."""

@@ -5,7 +5,6 @@ objectives, whose flags are flags too. What leaves: `RunSettings`, a `GOConfig`,
 checked as far as they can be without touching shards or models, with all problems in one error.
 """
 
-import os
 import sys
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ import torch
 from trl import ModelConfig, SFTConfig, TrlParser
 
 from common.errors import UserError, raise_together
-from train.settings.arguments import gather
+from train.settings.arguments import gather, world_size
 from train.settings.flags import GroupingSettings, RunSettings
 from train.settings.refusals import flag_problems, training_problems
 
@@ -190,11 +189,6 @@ def _resume(value: str | bool | None) -> str | bool | None:
     """Return `--resume_from_checkpoint`: True for the newest checkpoint, a directory, or None."""
     words = {"true": True, "yes": True, "1": True, "false": None, "no": None, "0": None, "none": None}
     return words.get(str(value).lower(), value)
-
-
-def world_size() -> int:
-    """Return the number of processes that the launcher started."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def command_line() -> list[str]:

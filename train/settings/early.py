@@ -1,22 +1,25 @@
 """What is wrong with the flags of `train run`, said before torch is imported: in less than a second.
 
-What enters: the words of the command line, and the dataclasses whose fields are this project's flags. What leaves: one
-`UserError` with all that is wrong, or nothing. The names and types of TRL's and transformers' flags are read from their
-source files, which costs a tenth of a second where importing them takes many. Next: `train.settings.config` parses.
+What enters: the words of the command line, and the objectives. What leaves: one `UserError` with all that is wrong, or
+nothing. The names and types of TRL's and transformers' flags are read from their source files, which costs a tenth of a
+second where importing them takes many. Next: `train.settings.config` parses.
 
 What this lets pass is still checked by the parser; what it refuses, the parser would refuse, too.
 """
 
 import ast
-import dataclasses
+import functools
 import importlib.util
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from common.errors import UserError, raise_together
 from common.hints import did_you_mean, missing_path
+from train.settings.arguments import REPEATED, gather, scan, value_of, world_size
+from train.settings.flags import GroupingSettings, RunSettings
 
 SOURCES = (("trl", "trainer/sft_config.py"), ("trl", "trainer/base_config.py"), ("trl", "trainer/model_config.py"))
 SOURCES += (("transformers", "training_args.py"),)
@@ -33,60 +36,53 @@ def underscored(words: Sequence[str]) -> list[str]:
     return ["--help-all" if word == "--help_all" else word for word in found]
 
 
-def check_early(words: Sequence[str], own: Sequence[type], objectives: Sequence[str] = ()) -> None:
+def check_early(words: Sequence[str], objectives: Mapping[str, Any], default: str) -> None:
     """Check the words, spelled by `underscored`.
+
+    Args:
+        words: the command line.
+        objectives: name to class, with `Settings`.
+        default: the objective where none is named.
 
     Raises:
         UserError: flags that do not exist, values of the wrong kind, paths where nothing is, trackers that are not
-            installed; all of them.
+            installed; or else a column that the shards do not have, numbers out of their range.
     """
-    kinds = {field.name: field.type for settings in own for field in dataclasses.fields(settings)}
-    theirs = _their_flags()
+    kinds, theirs = _own_flags(objectives), _their_flags()
+    known = {*kinds, *theirs, *ALSO, *_CHECKS}
+    found, rest = scan(words, known)
     problems = []
-    if not words:
-        problems.append("--shards: expected one or more directories made by `annotate run`, found none.")
-    for name, values in _flags(words):
+    for name, values in found.items():
         if name in kinds:
             problems += _wrong_kind(name, values, kinds[name])
         elif name in theirs:
             problems += _wrong_number(name, values, theirs[name])
-        elif name.removeprefix("no_") not in {*kinds, *theirs, *ALSO} and theirs:
-            hint = did_you_mean(name, [*kinds, *theirs, *ALSO]).replace("mean ", "mean --")
-            problems.append(f"--{name}: no such flag.{hint} `train run --help` lists them.")
-        check = _CHECKS.get(name)
-        if check is not None:
-            problems += check(values)
-        if name == "objective" and objectives and values and values[0] not in objectives:
-            problems.append(
-                f"--objective {values[0]}: expected one of {', '.join(objectives)}."
-                f"{did_you_mean(values[0], objectives)}"
-            )
+        if name in _CHECKS:
+            problems += _CHECKS[name](values)
+    chosen = value_of(found, "objective")
+    if chosen is not None and chosen not in objectives:
+        problems.append(
+            f"--objective {chosen}: expected one of {', '.join(objectives)}.{did_you_mean(chosen, objectives)}"
+        )
+    if theirs:
+        problems += _unknown(rest, known)
     raise_together(problems)
-    problems += _wrong_column(words)
-    raise_together(problems)
+    raise_together(_wrong_column(found) + _out_of_range(words, kinds, objectives, default))
 
 
-def flag_names(own: Sequence[type]) -> frozenset[str]:
-    """Return the names of all flags: those of `own` and TRL's; none where TRL's cannot be read from its source."""
+def flag_names(objectives: Mapping[str, Any]) -> frozenset[str]:
+    """Return the names of all flags: ours, the objectives', TRL's; none where TRL's cannot be read from its source."""
     theirs = _their_flags()
-    return frozenset(
-        {field.name for settings in own for field in dataclasses.fields(settings)} | set(theirs) if theirs else ()
-    )
+    return frozenset({*_own_flags(objectives), *theirs} if theirs else ())
 
 
-def _flags(words: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
-    """Yield each flag with the words after it."""
-    name, values = "", []
-    for word in [*words, "--"]:
-        if not word.startswith("--"):
-            values.append(word)
-            continue
-        if name:
-            yield name, values
-        name, separator, value = word[2:].partition("=")
-        values = [value] if separator else []
+def _own_flags(objectives: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the type of every flag of this project."""
+    own = (RunSettings, GroupingSettings, *(kind.Settings for kind in objectives.values()))
+    return {flag.name: flag.type for settings in own for flag in fields(settings)}
 
 
+@functools.cache
 def _their_flags() -> dict[str, str]:
     """Return the type of every flag of TRL's and transformers', as their sources spell it."""
     found: dict[str, str] = {}
@@ -102,13 +98,23 @@ def _their_flags() -> dict[str, str]:
     return found
 
 
+def _unknown(rest: Sequence[str], known: Collection[str]) -> list[str]:
+    """Check the words that no known flag has taken; `--no_` in front of a flag's name switches it off."""
+    names = [word[2:].partition("=")[0] for word in rest if word.startswith("--")]
+    return [
+        f"--{name}: no such flag.{did_you_mean(name, known).replace('mean ', 'mean --')} `train run --help` lists them."
+        for name in names
+        if name.removeprefix("no_") not in known
+    ]
+
+
 def _wrong_kind(name: str, values: list[str], kind: Any) -> list[str]:
     """Check the value of a flag of this project."""
     options = [part for part in (get_args(kind) or (kind,)) if part is not type(None)]
     if get_origin(kind) is Literal:
         options = [kind]
     if bool in options:
-        return [] if not values or values[0].lower() in _BOOLEANS else [f"--{name}: expected true or false."]
+        return [] if not values or values[0].lower() in _YES + _NO else [f"--{name}: expected true or false."]
     if not values:
         return [f"--{name}: expected a value."]
     for option in options:
@@ -137,7 +143,7 @@ def _not_a_number(name: str, value: str, is_float: bool) -> list[str]:
     return []
 
 
-_BOOLEANS = ("true", "false", "yes", "no", "1", "0", "t", "f", "y", "n")
+_YES, _NO = ("true", "yes", "1", "t", "y"), ("false", "no", "0", "f", "n")
 
 
 def _check_shards(values: list[str]) -> list[str]:
@@ -197,17 +203,49 @@ _CHECKS = {
 }
 
 
-def _wrong_column(words: Sequence[str]) -> list[str]:
+def _wrong_column(found: Mapping[str, list[str]]) -> list[str]:
     """Check --grouper against the columns of the first shards."""
     from common.manifest import load_manifest
 
-    given = dict(_flags(words))
-    if not given.get("grouper") or not given.get("shards") or "://" in given["shards"][0]:
+    wanted, (shards, *_) = value_of(found, "grouper"), found.get("shards") or [None]
+    if wanted is None or shards is None or "://" in shards:
         return []
-    columns = list(load_manifest(given["shards"][0]).columns)
-    wanted = given["grouper"][0]
+    columns = list(load_manifest(shards).columns)
     if wanted in columns:
         return []
-    return [
-        f"--grouper {wanted}: {given['shards'][0]} has the columns {', '.join(columns)}.{did_you_mean(wanted, columns)}"
-    ]
+    return [f"--grouper {wanted}: {shards} has the columns {', '.join(columns)}.{did_you_mean(wanted, columns)}"]
+
+
+def _out_of_range(
+    words: Sequence[str], kinds: Mapping[str, Any], objectives: Mapping[str, Any], default: str
+) -> list[str]:
+    """Check our own settings by what they say of themselves, with a file's and a preset's under the flags."""
+    of_objectives = {flag.name for kind in objectives.values() for flag in fields(kind.Settings)}
+    said = gather(words, world_size(), lambda rest: frozenset(scan(rest, kinds)[0]), tuple(of_objectives))
+    found, _ = scan(said.flags, kinds)
+    values = said.settings | {name: found[name] if name in REPEATED else value_of(found, name) for name in found}
+    chosen = values.get("objective") or default
+    if chosen not in objectives:
+        return []  # a file's; the parser names them
+    problems = []
+    for settings in (RunSettings, GroupingSettings, objectives[chosen].Settings):
+        own = [flag for flag in fields(settings) if flag.name in values]
+        try:
+            made = settings(**{flag.name: _read(values[flag.name], flag.type) for flag in own})
+        except (TypeError, ValueError):  # a file's value of the wrong kind, which the parser names
+            continue
+        problems += made.problems()
+    return problems
+
+
+def _read(value: Any, kind: Any) -> Any:
+    """Return a setting's value, a flag's word or what stands in a file, as the parser would.
+
+    Raises:
+        TypeError, ValueError: it is of another kind.
+    """
+    options = get_args(kind) or (kind,)
+    if bool in options:
+        return str(value).lower() in _YES
+    number = next((option for option in (int, float) if option in options), None)
+    return value if number is None or value is None else number(value)

@@ -128,6 +128,21 @@ class RunSettings:
         metadata={"help": "The Ray cluster for --workers, such as auto. Default: this machine."},
     )
 
+    def problems(self) -> list[str]:
+        """Return what is wrong with these settings, one sentence each, naming the flag."""
+        found = []
+        if not self.shards:
+            found.append("--shards: expected one or more directories made by `annotate run`, found none.")
+        if not 0.0 <= self.eval_fraction < 1.0:
+            found.append(f"--eval_fraction: expected a share in [0, 1), found {self.eval_fraction}.")
+        if self.eval_seed < 0:
+            found.append(f"--eval_seed: expected a whole number of at least 0, found {self.eval_seed}.")
+        if self.eval_eta is not None and not 0.0 <= self.eval_eta < 1.0:
+            found.append(f"--eval_eta: expected a share in [0, 1), as --eta, found {self.eval_eta}.")
+        if self.token_losses is not None and self.token_losses < 1:
+            found.append(f"--token_losses: expected a number of documents of at least 1, found {self.token_losses}.")
+        return found
+
 
 @dataclass
 class GroupingSettings:
@@ -153,3 +168,12 @@ class GroupingSettings:
     def resolved_ties(self) -> Ties:
         """`ties` or its default."""
         return self.ties or "threshold"
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with these settings, one sentence each, naming the flag."""
+        if 0.0 <= self.eta < 1.0:
+            return []
+        return [
+            f"--eta: expected the share of tokens that is NOT important, in [0, 1), for example 0.9 for the top "
+            f"tenth; found {self.eta}."
+        ]

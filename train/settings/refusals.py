@@ -77,12 +77,7 @@ def training_problems(args: Any, objective: Any) -> list[str]:
 
 
 def _grouping(args: Any, objective: Any) -> list[str]:
-    found = []
-    if not 0.0 <= args.eta < 1.0:
-        found.append(
-            f"--eta: expected the share of tokens that is NOT important, in [0, 1), for example 0.9 for the top "
-            f"tenth; found {args.eta}."
-        )
+    found = args.problems()
     if objective.settings.problems():
         return found  # what it needs may not be known
     if args.ties == "threshold" and objective.needs.is_dynamic:
@@ -94,24 +89,14 @@ def _grouping(args: Any, objective: Any) -> list[str]:
 
 def flag_problems(run: RunSettings, args: Any, model: ModelConfig, objective: Any, given: Collection[str]) -> list[str]:
     """Return what is wrong with flags beside each other; `given` are the names that were set."""
-    found = []
-    if not run.shards:
-        found.append("--shards: expected one or more directories made by `annotate run`, found none.")
-    if not 0.0 <= run.eval_fraction < 1.0:
-        found.append(f"--eval_fraction: expected a share in [0, 1), found {run.eval_fraction}.")
-    elif not run.eval_fraction:
+    found = run.problems()
+    if not run.eval_fraction:
         found += [
             f"--{name}: nothing is held out for evaluation; add --eval_fraction, or remove the flag."
             for holder, names in ((args, NEEDS_HELD_OUT), (run, NEEDS_HELD_OUT_HERE))
             for name in names
             if name in given and _is_set(holder, name) and (holder is run or not _is_no(getattr(holder, name)))
         ]
-    if run.eval_seed < 0:
-        found.append(f"--eval_seed: expected a whole number of at least 0, found {run.eval_seed}.")
-    if run.eval_eta is not None and not 0.0 <= run.eval_eta < 1.0:
-        found.append(f"--eval_eta: expected a share in [0, 1), as --eta, found {run.eval_eta}.")
-    if run.token_losses is not None and run.token_losses < 1:
-        found.append(f"--token_losses: expected a number of documents of at least 1, found {run.token_losses}.")
     if run.permute_groups and objective.needs.kind is None:
         found.append(
             f"--permute_groups: objective {objective.name} reads no groups, so it is its own control; remove the flag."

@@ -11,9 +11,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from common.errors import UserError
-from train.objectives import OBJECTIVES
+from train.objectives import DEFAULT_OBJECTIVE, OBJECTIVES
 from train.settings.early import check_early, flag_names
-from train.settings.flags import GroupingSettings, RunSettings
 from train.sweeps.file import SweepFile, flag_problems
 from train.sweeps.points import Point, words
 
@@ -34,20 +33,16 @@ def check_points(sweep: SweepFile, points: Sequence[Point], seed: int) -> tuple[
         points: to be parsed.
         seed: any of the sweep's.
     """
-    known = flag_names(_own_settings())
+    known = flag_names(OBJECTIVES)
     problems = flag_problems(sweep, known) if known else []
     if problems:
         return {}, problems  # the parser would say the same of each point again
-    _, problems = _each(points, lambda point: check_early(_said(point, seed), _own_settings(), tuple(OBJECTIVES)))
+    _, problems = _each(points, lambda point: check_early(_said(point, seed), OBJECTIVES, DEFAULT_OBJECTIVE))
     if problems:
         return {}, problems  # before torch is imported
     # TRL sets this flag by default, under the name that transformers deprecates.
     warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated")
     return _each(points, lambda point: _size(point, seed))
-
-
-def _own_settings() -> tuple[type, ...]:
-    return RunSettings, GroupingSettings, *(kind.Settings for kind in OBJECTIVES.values())
 
 
 def _each(points: Sequence[Point], check: Callable[[Point], Any]) -> tuple[dict[str, Any], list[str]]:

@@ -73,11 +73,14 @@ class TestBeforeAnythingStarts:
 
     def test_what_train_run_would_refuse_is_refused_once_with_its_points(self, shards, tmp_path, capsys):
         points = [{"objective": "sft"}, {"objective": "go"}, {"name": "x", "worst_over": "sample"}]
-        path = write_sweep(tmp_path, shards, {"label_names": ["x"]}, points=points, control=False, grid={"eta": [1.5]})
-        assert status(path, "--out", tmp_path / "out") == 1
-        printed = capsys.readouterr().err
-        assert "every point: --label_names" in printed
-        assert "go, x: --eta" in printed
+        for grid, expected in (
+            ({"label_smoothing_factor": [0.1]}, ["every point: --label_names", "go, x: --label_smoothing_factor"]),
+            ({"eta": [1.5]}, ["go, x: --eta: "]),  # told before the others, since it needs no torch
+        ):
+            path = write_sweep(tmp_path, shards, {"label_names": ["x"]}, points=points, control=False, grid=grid)
+            assert status(path, "--out", tmp_path / "out") == 1
+            printed = capsys.readouterr().err
+            assert all(text in printed for text in expected)
 
     def test_a_column_that_the_shards_lack(self, shards, tmp_path, capsys):
         points = [{"objective": "go", "grouper": "none"}]
