@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from train.data.counts import Counts
-from train.objectives.base import Moment, Objective, Settings
+from train.objectives.base import Moment, Settings
+from train.objectives.means import MeanOverAll
 from train.objectives.tokens import Sums, Tokens, exact
 
 if TYPE_CHECKING:
@@ -29,17 +30,14 @@ class AnchorSettings(Settings):
 
     anchor_weight: float = field(
         default=0.1,
-        metadata={"help": "The weight of the divergence from the base model, at least 0; 0 is dft at a higher cost."},
+        metadata={
+            "help": "The weight of the divergence from the base model, at least 0; 0 is dft at a higher cost.",
+            "least": 0,
+        },
     )
 
-    def problems(self) -> list[str]:
-        """Return what is wrong with these settings."""
-        if 0 <= self.anchor_weight < float("inf"):
-            return []
-        return [f"--anchor_weight: expected a number of at least 0, found {self.anchor_weight}."]
 
-
-class AnchoredFineTuning(Objective):
+class AnchoredFineTuning(MeanOverAll):
     """Dynamic fine-tuning that is held near the base model."""
 
     name = "asft"
@@ -61,14 +59,6 @@ class AnchoredFineTuning(Objective):
         loss = exact(tokens.loss)
         weighted = (loss * (-loss).exp() * tokens.supervised).sum()
         return torch.stack([weighted, (exact(tokens.divergence) * tokens.supervised).sum()])
-
-    def weights(self, tokens: Tokens, counts: Counts, decision: "Tensor | None", moment: Moment) -> "Tensor":
-        """Return 1 for every token."""
-        return tokens.supervised.float()
-
-    def divisor(self, counts: Counts) -> float:
-        """Return |B|."""
-        return max(counts.supervised, 1)
 
     def value(self, sums: Sums, counts: Counts, moment: Moment) -> "Tensor":
         """Return the mean of p l + beta KL over B."""

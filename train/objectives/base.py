@@ -16,7 +16,8 @@ that `train run --help` can list objectives with their flags.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import Field, asdict, dataclass, fields
+from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from train.data.counts import Counts
@@ -36,15 +37,30 @@ class Moment(NamedTuple):
 
 @dataclass
 class Settings:
-    """An objective's own settings; the fields of a subclass are its flags, with a text for `--help` in `help`."""
+    """An objective's own settings; the fields of a subclass are its flags.
+
+    A field's metadata: `help`, the text for `--help`; of a number that must not be everything, `least`, the smallest
+    that it may be, or `above`, what it must be larger than.
+    """
 
     def problems(self) -> list[str]:
         """Return what is wrong with these settings, one sentence each, naming the flag."""
-        return []
+        return [problem for flag in fields(self) if (problem := _out_of_bounds(flag, getattr(self, flag.name)))]
 
     def resolved(self) -> dict[str, Any]:
         """Return the settings as they act, for `run.json`."""
         return asdict(self)
+
+
+def _out_of_bounds(flag: "Field[Any]", value: float | None) -> str | None:
+    if value is None:
+        return None
+    least, above = flag.metadata.get("least"), flag.metadata.get("above")
+    if least is not None and not least <= value < inf:
+        return f"--{flag.name}: expected a number of at least {least}, found {value}."
+    if above is not None and not above < value < inf:
+        return f"--{flag.name}: expected a number above {above}, found {value}."
+    return None
 
 
 class Objective(ABC):

@@ -11,15 +11,10 @@ model predicts the token better. The paper keeps 60 % of the tokens: --eta 0.4.
 """
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-from train.data.counts import Counts
 from train.data.plan import Needs
-from train.objectives.base import Moment, Objective, Settings
-from train.objectives.tokens import Sums, Tokens
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from train.objectives.base import Settings
+from train.objectives.means import MeanOverChosen
 
 
 @dataclass
@@ -44,7 +39,7 @@ class CleaningSettings(Settings):
         return ["--base_losses and --reference_losses: the score is the difference of the two; give both, or neither."]
 
 
-class CleanedMean(Objective):
+class CleanedMean(MeanOverChosen):
     """L = mean of l over group 1, the tokens that are kept."""
 
     name = "cleaned"
@@ -63,15 +58,3 @@ class CleanedMean(Objective):
             difference=both,
             hint="Annotate with `--grouper rho1 --reference-model … --base-model …` and pass --grouper rho1_excess.",
         )
-
-    def weights(self, tokens: Tokens, counts: Counts, decision: "Tensor | None", moment: Moment) -> "Tensor":
-        """Return 1 for a token that is kept, else 0."""
-        return tokens.share_of(1).float()
-
-    def divisor(self, counts: Counts) -> float:
-        """Return |G1|."""
-        return max(counts.groups[1], 1)
-
-    def value(self, sums: Sums, counts: Counts, moment: Moment) -> "Tensor":
-        """Return the mean of l over the kept tokens."""
-        return sums.groups[1] / max(counts.groups[1], 1)

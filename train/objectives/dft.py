@@ -10,14 +10,15 @@ sg               stop-gradient: the probability is a weight, not a part of what 
 from typing import TYPE_CHECKING
 
 from train.data.counts import Counts
-from train.objectives.base import Moment, Objective
-from train.objectives.tokens import Sums, Tokens, exact
+from train.objectives.base import Moment
+from train.objectives.means import MeanOverAll
+from train.objectives.tokens import Tokens, exact
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class DynamicFineTuning(Objective):
+class DynamicFineTuning(MeanOverAll):
     """Each token's loss times its own detached probability; equal to TRL's `loss_type="dft"`."""
 
     name = "dft"
@@ -33,11 +34,3 @@ class DynamicFineTuning(Objective):
         """Return p."""
         assert tokens.loss is not None
         return (-tokens.loss.detach()).exp()
-
-    def divisor(self, counts: Counts) -> float:
-        """Return |B|."""
-        return max(counts.supervised, 1)
-
-    def value(self, sums: Sums, counts: Counts, moment: Moment) -> "Tensor":
-        """Return the mean of p l over B."""
-        return sums.own[0] / max(counts.supervised, 1)

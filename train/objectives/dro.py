@@ -32,7 +32,8 @@ class RobustSettings(QuantileSettings, Settings):
     """The flags of dro."""
 
     dro_step: float = field(
-        default=0.01, metadata={"help": "The step size of the group weights q, at least 0 (the paper's eta_q)."}
+        default=0.01,
+        metadata={"help": "The step size of the group weights q, at least 0 (the paper's eta_q).", "least": 0},
     )
     dro_q: Literal["step", "previous"] = field(
         default="step",
@@ -44,10 +45,7 @@ class RobustSettings(QuantileSettings, Settings):
 
     def problems(self) -> list[str]:
         """Return what is wrong with these settings."""
-        found = quantile_problems(self.group_quantiles)
-        if not 0 <= self.dro_step < float("inf"):
-            found.append(f"--dro_step: expected a number of at least 0, found {self.dro_step}.")
-        return found
+        return super().problems() + quantile_problems(self.group_quantiles)
 
 
 class RobustMean(Objective):

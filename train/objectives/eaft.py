@@ -18,8 +18,9 @@ from math import log
 from typing import TYPE_CHECKING
 
 from train.data.counts import Counts
-from train.objectives.base import Moment, Objective, Settings
-from train.objectives.tokens import Sums, Tokens, exact
+from train.objectives.base import Moment, Settings
+from train.objectives.means import MeanOverAll
+from train.objectives.tokens import Tokens, exact
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,23 +32,18 @@ class EntropySettings(Settings):
 
     entropy_tokens: int = field(
         default=20,
-        metadata={"help": "The gate is open where as many tokens are equally likely; at least 2 (the paper's K)."},
+        metadata={
+            "help": "The gate is open where as many tokens are equally likely; at least 2 (the paper's K).",
+            "least": 2,
+        },
     )
     entropy_power: float = field(
-        default=1.0, metadata={"help": "How sharply the gate opens: the exponent of the normalized entropy, above 0."}
+        default=1.0,
+        metadata={"help": "How sharply the gate opens: the exponent of the normalized entropy, above 0.", "above": 0},
     )
 
-    def problems(self) -> list[str]:
-        """Return what is wrong with these settings."""
-        found = []
-        if self.entropy_tokens < 2:
-            found.append(f"--entropy_tokens: expected at least 2, found {self.entropy_tokens}.")
-        if not 0 < self.entropy_power < float("inf"):
-            found.append(f"--entropy_power: expected a number above 0, found {self.entropy_power}.")
-        return found
 
-
-class EntropyGated(Objective):
+class EntropyGated(MeanOverAll):
     """Each token's loss times the gate that the entropy of its prediction opens."""
 
     name = "eaft"
@@ -68,11 +64,3 @@ class EntropyGated(Objective):
     def weights(self, tokens: Tokens, counts: Counts, decision: "Tensor | None", moment: Moment) -> "Tensor":
         """Return g."""
         return self._gate(tokens)
-
-    def divisor(self, counts: Counts) -> float:
-        """Return |B|."""
-        return max(counts.supervised, 1)
-
-    def value(self, sums: Sums, counts: Counts, moment: Moment) -> "Tensor":
-        """Return the mean of g l over B."""
-        return sums.own[0] / max(counts.supervised, 1)

@@ -70,17 +70,17 @@ class GroupSettings(QuantileSettings, ExcessSettings, Settings):
         default=None,
         metadata={
             "help": "Tokens count for both groups, by a share that rises smoothly with the score around the threshold; "
-            "this is how smoothly, in standard deviations of the document's scores, such as 0.2."
+            "this is how smoothly, in standard deviations of the document's scores, such as 0.2.",
+            "above": 0,
         },
     )
 
     def problems(self) -> list[str]:
         """Return what is wrong with these settings."""
-        found = _lambda_problems(self.lambda_max, self.lambda_min) + quantile_problems(self.group_quantiles)
+        found = _lambda_problems(self.lambda_max, self.lambda_min) + super().problems()
+        found += quantile_problems(self.group_quantiles)
         if self.select_over != "document" and not self.dynamic_groups:
             found.append("--select_over: only with --dynamic_groups true; remove the flag.")
-        if self.soft_groups is not None and not 0 < self.soft_groups < float("inf"):
-            found.append(f"--soft_groups: expected a positive number, found {self.soft_groups}.")
         ways = {
             "--dynamic_groups": self.dynamic_groups,
             "--group_quantiles": self.group_quantiles is not None,

@@ -7,16 +7,11 @@ selected tokens taken as the worst group (footnote 1).
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from train.data.counts import Counts
 from train.data.plan import Needs
-from train.objectives.base import Moment, Objective, Settings
+from train.objectives.base import Settings
 from train.objectives.excess import ExcessSettings
-from train.objectives.tokens import Sums, Tokens
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from train.objectives.means import MeanOverChosen
 
 
 @dataclass
@@ -24,7 +19,7 @@ class Rho1Settings(ExcessSettings, Settings):
     """The flags of rho1."""
 
 
-class SelectedMean(Objective):
+class SelectedMean(MeanOverChosen):
     """L = mean of l over group 1, the selected tokens of the step."""
 
     name = "rho1"
@@ -36,15 +31,3 @@ class SelectedMean(Objective):
     def needs(self) -> Needs:
         """A reference model's losses."""
         return Needs(kind="reference_loss", hint="Or use an objective that takes this column: --objective go.")
-
-    def weights(self, tokens: Tokens, counts: Counts, decision: "Tensor | None", moment: Moment) -> "Tensor":
-        """Return 1 for a selected token, else 0."""
-        return tokens.share_of(1).float()
-
-    def divisor(self, counts: Counts) -> float:
-        """Return |G1|."""
-        return max(counts.groups[1], 1)
-
-    def value(self, sums: Sums, counts: Counts, moment: Moment) -> "Tensor":
-        """Return the mean of l over the selected tokens."""
-        return sums.groups[1] / max(counts.groups[1], 1)

@@ -6,28 +6,21 @@ L = 1/|B| sum_B l_j
 from typing import TYPE_CHECKING
 
 from train.data.counts import Counts
-from train.objectives.base import Moment, Objective, mean_loss
-from train.objectives.tokens import Sums, Tokens
+from train.objectives.base import Moment, mean_loss
+from train.objectives.means import MeanOverAll
+from train.objectives.tokens import Sums
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class SupervisedMean(Objective):
+class SupervisedMean(MeanOverAll):
     """The mean of l over B. Training takes the base trainer's own loss; this is the same number."""
 
     name = "sft"
     summary = "the mean loss of the supervised tokens: TRL's own path, unchanged"
     paper = ""
     is_base_trainers = True
-
-    def weights(self, tokens: Tokens, counts: Counts, decision: "Tensor | None", moment: Moment) -> "Tensor":
-        """Return 1 for every token."""
-        return tokens.supervised.float()
-
-    def divisor(self, counts: Counts) -> float:
-        """Return |B|."""
-        return max(counts.supervised, 1)
 
     def value(self, sums: Sums, counts: Counts, moment: Moment) -> "Tensor":
         """Return the mean of l over B."""

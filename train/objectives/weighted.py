@@ -32,21 +32,14 @@ class WeightSettings(Settings):
         default=1.0,
         metadata={
             "help": "A token's weight is its score to the power of 1 / temperature: above 1 evens weights out, below 1 "
-            "sharpens them."
+            "sharpens them.",
+            "above": 0,
         },
     )
     weight_floor: float = field(
-        default=0.0, metadata={"help": "Added to every token's weight, at least 0: what a token of score 0 counts."}
+        default=0.0,
+        metadata={"help": "Added to every token's weight, at least 0: what a token of score 0 counts.", "least": 0},
     )
-
-    def problems(self) -> list[str]:
-        """Return what is wrong with these settings."""
-        found = []
-        if not 0 < self.weight_temperature < float("inf"):
-            found.append(f"--weight_temperature: expected a number above 0, found {self.weight_temperature}.")
-        if not 0 <= self.weight_floor < float("inf"):
-            found.append(f"--weight_floor: expected a number of at least 0, found {self.weight_floor}.")
-        return found
 
 
 class WeightedMean(Objective):

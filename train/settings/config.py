@@ -106,7 +106,7 @@ def _objective_flags(registry: Registry) -> type:
                 flag.type,
                 field(
                     default=flag.default,
-                    metadata={**flag.metadata, "help": f"{', '.join(names)}: {flag.metadata['help']}"},
+                    metadata={"help": f"{', '.join(names)}: {flag.metadata['help']}"},
                 ),
             )
             for name, (flag, names) in objective_fields(registry).items()

@@ -11,10 +11,7 @@ from train.objectives.base import Objective, Settings, mean_loss
 
 @dataclass
 class OwnSettings(Settings):
-    own_power: float = field(default=1.0, metadata={"help": "The power of the step's mean loss."})
-
-    def problems(self):
-        return [] if self.own_power >= 0 else [f"--own_power: expected at least 0, found {self.own_power}."]
+    own_power: float = field(default=1.0, metadata={"help": "The power of the step's mean loss.", "least": 0})
 
 
 class Own(Objective):

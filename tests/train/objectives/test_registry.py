@@ -44,7 +44,7 @@ class TestOwnObjective:
     def test_wrong_values_and_wrong_objectives_are_refused(self):
         words = ["--shards", "nowhere", "--use_cpu", "--objective"]
         assert configure([*words, "own", "--own_power", "3"]).objective.settings.own_power == 3
-        with pytest.raises(UserError, match="--own_power: expected at least 0, found -1"):
+        with pytest.raises(UserError, match="--own_power: expected a number of at least 0, found -1"):
             configure([*words, "own", "--own_power", "-1"])
         with pytest.raises(UserError, match=r"--own_power: objective sft has no such setting \(own has\)"):
             configure([*words, "sft", "--own_power", "1"])
