@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from common.clusters import unreachable
 from common.errors import UserError
 from train.settings.arguments import look_up
 
@@ -134,13 +135,7 @@ def _start(ray: Any, wish: Launch) -> None:
     try:
         ray.init(**options)
     except Exception as error:
-        where = f"the Ray cluster at --address {wish.address}" if wish.address else "a local Ray"
-        first = (str(error).splitlines() or [""])[0]
-        raise UserError(
-            f"{where} could not be reached or started ({type(error).__name__}: {first}). Check the address (`ray "
-            "status`); a cluster with token authentication needs RAY_AUTH_MODE=token here and its token in "
-            "~/.ray/auth_token or RAY_AUTH_TOKEN. Without --address, the workers run on this machine."
-        ) from error
+        raise unreachable(error, wish.address, "Without --address, the workers run on this machine.") from error
 
 
 def _has_gpus(resources: dict[str, float], wish: Launch) -> bool:

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from common.clusters import unreachable
 from common.errors import UserError
 from train.sweeps.points import words
 from train.sweeps.process import PASSED_ON, Job, Outcome, run_job
@@ -120,13 +121,7 @@ def _ray(placement: Placement, num_runs: int) -> Iterator[Any]:
     try:
         ray.init(**options)
     except Exception as error:
-        where = f"the Ray cluster at --address {placement.address}" if placement.address else "a local Ray"
-        first = (str(error).splitlines() or [""])[0]
-        raise UserError(
-            f"{where} could not be reached or started ({type(error).__name__}: {first}). Check the address (`ray "
-            "status`); a cluster with token authentication needs RAY_AUTH_MODE=token here and its token in "
-            "~/.ray/auth_token or RAY_AUTH_TOKEN. Without --address, the runs go on this machine."
-        ) from error
+        raise unreachable(error, placement.address, "Without --address, the runs go on this machine.") from error
     try:
         yield ray
     finally:

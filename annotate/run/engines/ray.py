@@ -17,6 +17,7 @@ from typing import Any
 from annotate.run.engines.base import Engine, MakeWorker, SetAside
 from annotate.run.engines.lanes import ActorLane, Lane, TaskLane, first_line
 from annotate.run.engines.resources import Cluster
+from common.clusters import unreachable
 from common.errors import UserError
 
 ATTEMPTS = 3
@@ -61,13 +62,7 @@ class RayEngine(Engine):
         try:
             self.ray.init(**options)
         except Exception as error:
-            where = f"the cluster at --address {address}" if address else "a local Ray"
-            raise UserError(
-                f"{where} could not be reached or started ({type(error).__name__}: {str(error).splitlines()[0]}). "
-                "Check the address (`ray status`); a cluster with token authentication (what `ray start` sets up by "
-                "default since Ray 2.60) needs RAY_AUTH_MODE=token here and its token in ~/.ray/auth_token or "
-                "RAY_AUTH_TOKEN. Or use --engine local."
-            ) from error
+            raise unreachable(error, address, "Or use --engine local.") from error
         if threading.current_thread() is threading.main_thread():
             for number, handler in handlers.items():
                 signal.signal(number, handler)

@@ -132,7 +132,9 @@ class TestOwnObjective:
     def test_every_point_is_parsed_as_a_run_would_be(self, shards):
         sizes, problems = self.check(shards, {"own_power": 2.0})
         assert (problems, sizes["own"].steps) == ([], 3)
-        assert self.check(shards, {"own_power": -1})[1] == ["own: --own_power: expected a number of at least 0, found -1.0."]
+        assert self.check(shards, {"own_power": -1})[1] == [
+            "own: --own_power: expected a number of at least 0, found -1.0."
+        ]
         assert (
             "`train run` has no flag 'own_powr'. Did you mean own_power?" in self.check(shards, {"own_powr": 1})[1][0]
         )
