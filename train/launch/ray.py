@@ -21,12 +21,11 @@ from typing import Any, NamedTuple
 
 from common.clusters import unreachable
 from common.errors import UserError
-from train.settings.arguments import look_up
+from train.settings.arguments import RESUME, RESUME_WORDS, look_up
 
 STORAGE_NAME = ".ray"  # what Ray Train writes of its own, gone when the run has ended
 NOTES_NAME = "notes"  # in there: which ranks have started, and what they refused
 MAX_FAILURES = 3  # of the worker group, before the run counts as failed
-_RESUME_WORDS = ("none", "true", "yes", "1", "false", "no", "0")  # values of the flag that are no checkpoint's path
 PASSED_ON = ("OMP_NUM_THREADS", "HF_HOME", "HF_TOKEN", "HF_HUB_OFFLINE", "WANDB_API_KEY")
 
 
@@ -192,8 +191,8 @@ def words_of(arguments: Sequence[str], notes: Path, rank: str) -> list[str]:
         return list(arguments)
     from train.loop.resume import find_checkpoint
 
-    said = look_up(arguments, ("resume_from_checkpoint", "output_dir"))
-    begun_elsewhere = str(said["resume_from_checkpoint"]).lower() not in _RESUME_WORDS
+    said = look_up(arguments, (RESUME, "output_dir"))
+    begun_elsewhere = str(said[RESUME]).lower() not in RESUME_WORDS
     if begun_elsewhere and find_checkpoint(Path(said["output_dir"])) is None:
         return list(arguments)
     return [*arguments, "--resume_from_checkpoint", "true"]

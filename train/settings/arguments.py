@@ -15,6 +15,8 @@ from common.errors import UserError
 from train.settings.recipes import read_preset
 
 RESUME = "resume_from_checkpoint"
+# Its values that name no checkpoint: True for the newest one, None for none.
+RESUME_WORDS = {"true": True, "yes": True, "1": True, "false": None, "no": None, "0": None, "none": None}
 REPEATED = ("shards", "eval_groupers")  # flags with several values, which may stand together or apart
 OF_EVERY_OBJECTIVE = ("ties",)  # chosen with an objective, like the objective's own flags
 OF_SHARDING = ("fsdp", "fsdp_config")  # what a preset asks for where there are several processes to share the model

@@ -15,7 +15,7 @@ import torch
 from trl import ModelConfig, SFTConfig, TrlParser
 
 from common.errors import UserError, raise_together
-from train.settings.arguments import gather, world_size
+from train.settings.arguments import RESUME_WORDS, gather, world_size
 from train.settings.flags import GroupingSettings, RunSettings
 from train.settings.refusals import flag_problems, training_problems
 
@@ -139,7 +139,8 @@ def parse(arguments: Sequence[str], registry: Registry) -> Configuration:
         problems += args.problems_with(objective) + flag_problems(run, args, model, objective, given)
     raise_together(problems)
     run.preset = said.preset
-    args.resume_from_checkpoint = _resume(args.resume_from_checkpoint)
+    resume = args.resume_from_checkpoint  # the newest (True), a directory, or None
+    args.resume_from_checkpoint = RESUME_WORDS.get(str(resume).lower(), resume)
     if model.model_name_or_path and not run.model:
         run.model = model.model_name_or_path
     run.model = run.model or "tiny"
@@ -183,12 +184,6 @@ def _objective(
     ]
     settings = kind.Settings(**{name: getattr(flags, name) for name in known & given})
     return kind(settings), problems
-
-
-def _resume(value: str | bool | None) -> str | bool | None:
-    """Return `--resume_from_checkpoint`: True for the newest checkpoint, a directory, or None."""
-    words = {"true": True, "yes": True, "1": True, "false": None, "no": None, "0": None, "none": None}
-    return words.get(str(value).lower(), value)
 
 
 def command_line() -> list[str]:
