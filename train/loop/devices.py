@@ -10,7 +10,10 @@ Both leave most of each GPU idle. One process a GPU uses them all.
 
 from typing import Any
 
+from accelerate.utils import DistributedType
+
 from common.errors import UserError
+from train.settings.arguments import world_size
 
 
 def one_device(args: Any) -> str | None:
@@ -42,3 +45,21 @@ def device_map(args: Any, asked: Any, is_quantized: bool) -> Any:
     if not is_quantized or args.device.type == "cpu":
         return None
     return {"": args.device.index or 0}
+
+
+def check_processes(args: Any, accelerator: Any) -> None:
+    """Refuse processes that would train apart from each other, and a model that would stay whole.
+
+    Raises:
+        UserError: accelerate did not join the processes, or does not shard.
+    """
+    if accelerator.num_processes < world_size():
+        raise UserError(
+            f"{world_size()} processes were started, but accelerate joined {accelerator.num_processes}: each would "
+            "train alone. Start them with torchrun, accelerate launch or --workers; on CPUs add --use_cpu true."
+        )
+    if args.fsdp and accelerator.distributed_type != DistributedType.FSDP:
+        raise UserError(
+            "--fsdp: accelerate shards only over several processes with an accelerator each, and would leave the "
+            "model whole here; remove the flag."
+        )

@@ -22,12 +22,11 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType
 from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
-from common.errors import UserError, raise_together
+from common.errors import raise_together
 from train.data.collate import COUNTS, EXTRA_KEYS, IGNORED_LABEL, GroupCollator
 from train.data.counts import Counts
 from train.data.held_out import TOKEN_NUMBER
@@ -35,20 +34,21 @@ from train.data.plan import GroupPlan
 from train.data.rows import TOKEN_COLUMNS
 from train.data.sampler import FilledDataset, filled_order
 from train.loop.anchor import Anchor
-from train.loop.devices import one_device
+from train.loop.devices import check_processes, one_device
 from train.loop.expected_loss import TokenLosses
 from train.loop.held_out import HeldOutLosses
 from train.loop.isolation import check_isolation
 from train.loop.replay import random_state, replayed
 from train.loop.resume import ResumableTrainer
-from train.loop.sharding import keep_sums_exact, share_buckets
+from train.loop.sharding import arm_gradient_exchange, keep_sums_exact, share_buckets
 from train.loop.state import RunState
 from train.loop.step import Redone, Step, begin_step, wrong_batches
+from train.objectives.amounts import amounts_of
 from train.objectives.base import Moment, Objective
 from train.objectives.tokens import Sums, Tokens, group_sums, lay_out, with_losses
 from train.reports.curves import Curves
 from train.reports.speed import Speed, SpeedCallback
-from train.settings.config import GOConfig, world_size
+from train.settings.config import GOConfig
 from train.settings.refusals import parallelism_problems
 
 
@@ -105,7 +105,7 @@ class GOTrainer(ResumableTrainer):
             callbacks=callbacks,
             compute_loss_func=compute_loss_func,
         )
-        self._check_processes()
+        check_processes(args, self.accelerator)
         if not objective.is_base_trainers:  # accelerate may have been configured elsewhere than in the arguments
             raise_together(parallelism_problems(self.accelerator.parallelism_config) + self._deepspeed_problems())
         # A batch has more tensors than TRL's; from pinned memory, the host need not wait for any of them to arrive.
@@ -114,7 +114,9 @@ class GOTrainer(ResumableTrainer):
         if self.padding_free:
             check_isolation(self.model, self.data_collator, self.accelerator.autocast)
         # TRL refuses a collator of one's own with padding-free batches, so its own is wrapped after the fact.
-        self.data_collator = GroupCollator(self.data_collator, plan, objective.select_over, Amounts(objective, plan))
+        self.data_collator = GroupCollator(
+            self.data_collator, plan, objective.select_over, amounts_of(objective, plan.num_groups)
+        )
         if not objective.is_base_trainers:
             self.loss_is_scaled_for_ga = True  # weights already take the whole step's counts
         self.anchor = Anchor(self.model, self.accelerator) if "divergence" in objective.asks else None
@@ -126,18 +128,6 @@ class GOTrainer(ResumableTrainer):
         self.speed = Speed()
         self.add_callback(SpeedCallback(self))
         self._step: Step | None = None
-
-    def _check_processes(self) -> None:
-        if self._num_ranks < world_size():
-            raise UserError(
-                f"{world_size()} processes were started, but accelerate joined {self._num_ranks}: each would train "
-                "alone. Start them with torchrun, accelerate launch or --workers; on CPUs add --use_cpu true."
-            )
-        if self.args.fsdp and self.accelerator.distributed_type != DistributedType.FSDP:
-            raise UserError(
-                "--fsdp: accelerate shards only over several processes with an accelerator each, and would leave the "
-                "model whole here; remove the flag."
-            )
 
     def _deepspeed_problems(self) -> list[str]:
         """DeepSpeed counts backward passes to know when a step is over, so none can be added to a step."""
@@ -302,7 +292,7 @@ class GOTrainer(ResumableTrainer):
         wrong = wrong_batches(guessed, decision, self._num_ranks)
         self.redone.note(len(wrong))
         if not wrong:
-            _arm_gradient_exchange(model, loss)
+            arm_gradient_exchange(model, loss)
             return loss
         with self._no_sync(model):
             self.accelerator.backward(loss)
@@ -375,26 +365,3 @@ class GOTrainer(ResumableTrainer):
         else:
             logs.update(self.curves.flush_evaluation(self._sum_over_ranks, self.moment))
         super().log(logs, start_time)
-
-
-class Amounts:
-    """An objective's own counts of a batch, for the collator; travels to the data loader's workers."""
-
-    def __init__(self, objective: Objective, plan: GroupPlan):
-        """Ask `objective` about rows of `plan`."""
-        self.objective, self.num_groups = objective, plan.num_groups
-
-    def __call__(self, supervised: Tensor, batch: dict[str, Any]) -> tuple[float, ...]:
-        """Return the amounts of bool [R, C] supervised tokens and what the collator knows of them."""
-        return self.objective.amounts(lay_out(supervised[:, 1:].flatten(), batch, self.num_groups))
-
-
-def _arm_gradient_exchange(model: Any, loss: Tensor) -> None:
-    """Make the coming backward pass exchange gradients although its forward pass ran without (DDP only).
-
-    What DDP's own forward pass does at its end; accelerate's `trigger_sync_in_backward` does the same. FSDP reads its
-    switch in the backward pass, where `no_sync` is over.
-    """
-    model = getattr(model, "_orig_mod", model)  # torch.compile wraps the wrapper
-    if isinstance(model, torch.nn.parallel.DistributedDataParallel):
-        model.reducer.prepare_for_backward([loss] if model.find_unused_parameters else [])

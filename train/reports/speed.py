@@ -154,7 +154,7 @@ def device_peak(name: str) -> float | None:
 
 def peak_memory_mib() -> float:
     """Return the most memory that this process has held."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 2**20
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
