@@ -26,12 +26,12 @@ from train.data.plan import plan_groups
 from train.data.yardsticks import plan_yardsticks
 from train.loop.attention import use_lengths
 from train.loop.devices import one_device
+from train.loop.directory import beginning_lines, choose_directory
 from train.loop.fitting import fit, row_lengths
 from train.loop.held_out import held_out_losses
 from train.loop.kept_losses import KeptLosses
 from train.loop.memory import keep_freed_memory
 from train.loop.models import CHECKPOINTING_FROM, load_config, load_model, load_tokenizer
-from train.loop.resume import checkpoints, find_checkpoint, find_fault, open_checkpoint
 from train.loop.trainer import GOTrainer
 from train.objectives import DEFAULT_OBJECTIVE, OBJECTIVES
 from train.reports.console import ConsoleCallback, MetricsCallback
@@ -40,7 +40,8 @@ from train.reports.memory import parts
 from train.reports.preflight import preflight_lines
 from train.reports.rounding import rounding_lines
 from train.reports.speed import speed_of, speed_text
-from train.settings.config import Configuration, Registry, build_parser, command_line, parse, world_size
+from train.reports.summary import summary_lines
+from train.settings.config import Configuration, Registry, build_parser, command_line, parse
 
 CACHE_NAME = ".data"  # the Arrow files of the run, gone when it has finished
 
@@ -90,7 +91,7 @@ def run(configuration: Configuration) -> Path:
     yardsticks = plan_yardsticks(shards, settings.eval_groupers, eval_eta, args.resolved_ties)
     tokenizer = load_tokenizer(settings.model, shards[0], args, model_args)
     device = one_device(args)
-    output, checkpoint = _output_dir(configuration, plan.column, shards[0].path.name)
+    output, checkpoint = choose_directory(configuration, plan.column, shards[0].path.name)
     args.output_dir = str(output)
     is_there = output.exists()
     _check_length(args, shards)
@@ -164,7 +165,7 @@ def run(configuration: Configuration) -> Path:
         ranks = trainer.accelerator.num_processes
         print("\n".join(preflight_lines(data.report, plan, args, objective, ranks, notes)), flush=True)
         lines = [f"  device {device}"] if device else []
-        print("\n".join([*lines, *_beginning(configuration, checkpoint)]), flush=True)
+        print("\n".join([*lines, *beginning_lines(configuration, checkpoint)]), flush=True)
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     if not trainer.state.global_step:
         raise UserError(f"no optimizer step was made, so {output} holds no finished run; give more steps or epochs.")
@@ -200,7 +201,7 @@ def run(configuration: Configuration) -> Path:
         drawn = draw_curves(output / CURVES_NAME, history, title)
         write_run(output / RUN_NAME, content, shards, device_name())
         shutil.rmtree(output / CACHE_NAME, ignore_errors=True)
-        summary = _summary(output, final_metrics(history), drawn, configuration)
+        summary = summary_lines(output, final_metrics(history), drawn, configuration)
         print("\n".join([*summary[:2], f"  speed       {speed_text(content)}", *summary[2:]]), flush=True)
     return output
 
@@ -211,44 +212,6 @@ def _steps(args: Any, data: TrainingData) -> tuple[str, str]:
     an_epoch = max(1, math.ceil(len(data.train) / a_step))
     steps = args.max_steps if args.max_steps > 0 else math.ceil(an_epoch * args.num_train_epochs)
     return "steps", f"{steps:,}, {an_epoch:,} an epoch"
-
-
-def _output_dir(configuration: Configuration, column: str | None, shards_name: str) -> tuple[Path, Path | None]:
-    """Return where the run goes (what the user said, or the first free name under runs/), and what it goes on from.
-
-    Raises:
-        UserError: the directory holds another run, or none to go on from.
-    """
-    args, resume = configuration.args, configuration.args.resume_from_checkpoint
-    if isinstance(resume, str):
-        open_checkpoint(Path(resume))
-    if "output_dir" in configuration.given or isinstance(resume, str):
-        output = Path(args.output_dir if "output_dir" in configuration.given else Path(resume).absolute().parent)
-        newest = find_checkpoint(output) if resume is True else Path(resume) if resume else None
-        if (output / RUN_NAME).exists() and newest is None:
-            raise UserError(
-                f"--output_dir {output}: holds a finished run already ({RUN_NAME})"
-                f"{', without a checkpoint to go on from' if resume else ''}. Choose another directory, or remove this "
-                "one."
-            )
-        if not resume and (held := checkpoints(output)):
-            raise UserError(
-                f"--output_dir {output}: holds an unfinished run ({held[-1].name}). Go on with it by "
-                "--resume_from_checkpoint true, choose another directory, or remove this one."
-            )
-        return output, newest
-    if resume:
-        raise UserError(
-            "--resume_from_checkpoint: add the --output_dir of the run, or give the checkpoint's directory."
-        )
-    if world_size() > 1:
-        raise UserError("--output_dir: several processes need to agree on it, so it has no default here; give one.")
-    needs_column = configuration.objective.needs.kind is not None
-    name = "-".join([args.objective, *([str(column)] if needs_column else []), shards_name])
-    number = 1
-    while (output := Path("runs") / (name if number == 1 else f"{name}-{number}")).exists():
-        number += 1
-    return output, None
 
 
 def _check_length(args: Any, shards: list[ShardDirectory]) -> None:
@@ -282,30 +245,6 @@ def _origin(
     }
 
 
-def _beginning(configuration: Configuration, checkpoint: Path | None) -> list[str]:
-    """Return what is said of the preset and of the checkpoint before the first step."""
-    run, args, over = configuration.run, configuration.args, configuration.over_preset
-    lines = []
-    if run.preset:
-        changed = ", ".join(f"{name} {value}" for name in over if (value := _shown(configuration, name)) is not None)
-        lines.append(f"  preset {run.preset}" + (f", with other settings: {changed}" if changed else ""))
-    if checkpoint is not None:
-        lines.append(f"  going on from {checkpoint}")
-    elif args.resume_from_checkpoint:
-        lines.append(f"  no whole checkpoint in {args.output_dir} yet, so from the first step")
-    if args.resume_from_checkpoint is True:
-        held = checkpoints(Path(args.output_dir))
-        later = held[held.index(checkpoint) + 1 :] if checkpoint in held else held
-        lines += [f"  passed over {path}: {fault}" for path in later if (fault := find_fault(path))]
-    return lines
-
-
-def _shown(configuration: Configuration, name: str) -> Any:
-    holders = (configuration.run, configuration.args, configuration.model)
-    value = next((getattr(holder, name) for holder in holders if hasattr(holder, name)), None)
-    return getattr(value, "value", "its default" if value is None else value)
-
-
 def _packed(data: TrainingData, args: Any) -> TrainingData:
     """Lay documents end to end in rows of `max_length` where --packing asks for it; every column goes with them."""
     parts = {"train": data.train, "eval": data.eval}
@@ -333,22 +272,3 @@ def _settings(configuration: Configuration) -> dict[str, Any]:
         "training": args,
         "model": dataclasses.asdict(configuration.model),
     }
-
-
-def _summary(output: Path, metrics: dict[str, float], drawn: bool, configuration: Configuration) -> list[str]:
-    names = ("loss_all", "loss_important", "loss_unimportant", "eval_loss_all")
-    losses = ", ".join(f"{name} {metrics[name]:.4f}" for name in names if name in metrics)
-    runtime_s = metrics.get("train_runtime", math.nan)
-    files = [RUN_NAME, "metrics.jsonl", *([CURVES_NAME] if drawn else [])]
-    loads = "peft.AutoPeftModelForCausalLM" if configuration.model.use_peft else "AutoModelForCausalLM"
-    lines = [
-        "",
-        f"finished in {runtime_s:.1f} s: {losses}",
-        f"  checkpoint  {output}  (loads with {loads}.from_pretrained)",
-        f"  beside it   {', '.join(files)}",
-    ]
-    shards = " ".join(configuration.run.shards or [])
-    other = next(name for name in OBJECTIVES if name != configuration.args.objective)
-    command = f"train run --shards {shards} --model {configuration.run.model} --objective {other}"
-    shown = f"; `train inspect {output}` shows what it did to tokens" if configuration.run.token_losses else ""
-    return [*lines, f"next: compare it with `{command}`{shown}"]
