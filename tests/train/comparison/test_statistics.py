@@ -172,6 +172,26 @@ def test_identical_runs_give_no_difference_and_p_one():
     assert (bare.difference, bare.p) == (0.0, 1.0)
 
 
+def test_one_item_says_nothing_of_other_items():
+    """Its spread is unknown, not zero."""
+    each = np.array([[0.2], [0.3], [0.1]])
+    (found,) = estimate([pairs_of(each)])
+    test = stats.ttest_1samp(each[:, 0], 0.0)
+    assert (found.covers, found.num_units, found.p) == ("seeds", 0, pytest.approx(test.pvalue))
+    assert (found.low, found.high) == pytest.approx(tuple(test.confidence_interval()))
+    (alone,) = estimate([pairs_of(each[:1])])
+    assert (alone.difference, alone.low, alone.p, alone.covers) == (pytest.approx(0.2), None, None, "neither")
+    (grouped,) = estimate([pairs_of(np.full((1, 5), 0.2), np.random.default_rng(1).random(5), groups=["a"] * 5)])
+    assert (grouped.low, grouped.covers) == (None, "neither")
+
+
+def test_seeds_that_differ_by_rounding_alone_are_no_evidence():
+    first = (0.1 + 0.2, 0.3, 0.30000000000000004)
+    (found,) = estimate([Pairs((1, 2, 3), tuple(map(Measure, first)), tuple(map(Measure, (0.0,) * 3)))])
+    assert found.p == found.p_seeds == 1 / 4
+    assert found.low == found.high == pytest.approx(0.3)
+
+
 def test_blocks_change_nothing(monkeypatch):
     rng = np.random.default_rng(16)
     pairs = [pairs_of(rng.normal(0.1, 1, (3, 30)), name=f"set {i % 2}") for i in range(5)]

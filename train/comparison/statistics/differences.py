@@ -50,6 +50,7 @@ DRAWS = 10_000
 POWER = 0.8
 BLOCK_NUMBERS = 1 << 25  # drawn sums held at a time, of 8 bytes, twice
 EXACT_SEEDS = 16  # up to here all sign patterns are tried
+ROUNDING = 1e-9  # differences that are closer to each other, relatively, are equal
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Estimate:
     p: float | None
     se_seeds: float | None
     se_items: float | None  # of the mean over seeds, when items are drawn anew
-    num_units: int  # items, or groups of items that belong together; 0: unknown, the interval is over seeds alone
+    num_units: int  # items, or groups of items that belong together; 0: unknown or one; over seeds alone then
 
     @cached_property
     def p_seeds(self) -> float | None:
@@ -175,11 +176,10 @@ class _Components:
             influences[part.item_set] = mean
             contributions[part.item_set] = np.mean([a.contributions - b.contributions for a, b in both], axis=0)
             units += number
-            if number > 1:
-                items += number / (number - 1) * float(mean @ mean)
-                if seeds > 1:
-                    left = change - mean
-                    rest += number / ((number - 1) * (seeds - 1) * seeds) * float((left * left).sum())
+            items += number / (number - 1) * float(mean @ mean)
+            if seeds > 1:
+                left = change - mean
+                rest += number / ((number - 1) * (seeds - 1) * seeds) * float((left * left).sum())
         if seeds < 2:
             return cls(differences, influences, contributions, None, np.sqrt(items) if units else None, units)
         between = float(differences.var(ddof=1)) / seeds
@@ -199,7 +199,7 @@ class _Components:
             by_seed = 0.0 if not self.se_seeds else shuffled_student(len(each), draws, seed) * self.se_seeds
             low, high = np.quantile(mean + drawn + by_seed, [(1 - level) / 2, (1 + level) / 2]).tolist()
             null = np.abs(flipped + by_seed)
-            p = (1 + int((null >= abs(mean) * (1 - 1e-9)).sum())) / (1 + draws)
+            p = (1 + int((null >= abs(mean) * (1 - ROUNDING)).sum())) / (1 + draws)
         elif len(each) > 1:
             low, high, p = _student(self.differences, level)
             if p is None:  # one difference, seed after seed: Student's t has nothing to go by
@@ -208,12 +208,13 @@ class _Components:
 
 
 def _have_parts(pairs: Pairs) -> bool:
-    names = {tuple(part.item_set for part in measure.parts) for measure in (*pairs.first, *pairs.second)}
-    return len(names) == 1 and () not in names
+    """Return whether all measures are made of the same items, at least two a set: one alone shows no spread."""
+    sets = {tuple((part.item_set, len(part.influences)) for part in m.parts) for m in (*pairs.first, *pairs.second)}
+    return len(sets) == 1 and all(number > 1 for _, number in next(iter(sets))) and () not in sets
 
 
 def _student(differences: np.ndarray, level: float) -> tuple[float, float, float | None]:
-    if not differences.std():
+    if np.ptp(differences) <= ROUNDING * np.abs(differences).max():
         value = float(differences.mean())
         return value, value, None
     test = stats.ttest_1samp(differences, 0.0)
@@ -232,5 +233,5 @@ def _sign_flips(differences: Sequence[float]) -> float:
     else:
         signs = np.random.default_rng(0).choice((1.0, -1.0), (2**EXACT_SEEDS, len(values)))
         signs[0] = 1.0
-    far = np.abs(signs @ values) >= abs(values.sum()) - 1e-9 * np.abs(values).max()
+    far = np.abs(signs @ values) >= abs(values.sum()) - ROUNDING * np.abs(values).max()
     return float(far.mean())
