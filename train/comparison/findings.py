@@ -8,7 +8,7 @@ said with what could have been found.
 from collections.abc import Sequence
 
 from train.comparison.comparison import Comparison
-from train.comparison.pairing import Difference, non_finite_seeds
+from train.comparison.pairing import ALPHA, Difference, non_finite_seeds
 from train.comparison.reading.columns import Column
 from train.comparison.reports.numbers import difference_text, difference_unit, p_words, plain, summary_text
 
@@ -20,7 +20,7 @@ def findings(comparison: Comparison) -> list[str]:
     made = [d for d in comparison.family("baseline") if d.column is column and d.point not in controls]
     known = [d for d in made if d.estimate.difference is not None]
     if not known:
-        said = _only_values(comparison)
+        said = _only_values(comparison, made)
     elif any(d.holds for d in known):
         said = _what_holds(comparison, known)
     else:
@@ -28,12 +28,16 @@ def findings(comparison: Comparison) -> list[str]:
     return [*said, *_controls(comparison, known), *_what_is_missing(comparison)]
 
 
-def _only_values(comparison: Comparison) -> list[str]:
+def _only_values(comparison: Comparison, made: Sequence[Difference]) -> list[str]:
     column, baseline = comparison.headline, comparison.baseline
-    text = summary_text(comparison.summary(baseline, column), column)
+    summary = comparison.summary(baseline, column)
+    unit = "" if summary is None or summary.num_non_finite else f" {column.unit}".rstrip()
+    why = "nothing stands against it that was asked the same with a seed in common"
+    if any(d.estimate.differences for d in made):
+        why = "every point has NaN there, or stands against NaN"
     return [
-        f"{baseline.name} has {text} {column.unit} in {_name(column)}; nothing stands against it that was asked the "
-        "same with a seed in common, so no difference is stated."
+        f"{baseline.name} has {summary_text(summary, column)}{unit} in {_name(column)}; {why}, so no difference is "
+        "stated."
     ]
 
 
@@ -90,12 +94,12 @@ def _reason(difference: Difference) -> str:
             "called better or worse."
         )
     if e.covers == "seeds":
-        return (
-            "The items behind it are not known: the interval is for other seeds, and nothing is called better or worse."
-        )
+        return "How items vary is not known: the interval is for other seeds, and nothing is called better or worse."
     if e.low <= 0.0 <= e.high:
         return "The interval includes 0."
-    return "The interval alone leaves 0 out, but among so many comparisons one like it is expected by chance."
+    if e.p >= ALPHA:
+        return f"The interval leaves 0 out, but the permutation test does not agree ({p_words(e.p)})."
+    return f"The interval alone leaves 0 out, but not corrected for the table's {difference.family_size} comparisons."
 
 
 def _controls(comparison: Comparison, known: Sequence[Difference]) -> list[str]:
@@ -107,23 +111,20 @@ def _controls(comparison: Comparison, known: Sequence[Difference]) -> list[str]:
         return []
     best = max((d for d in known if d.holds and d.gain > 0), key=lambda d: d.gain, default=None)
     own = next((d for d in made if best is not None and d.point == best.point), None)
-    better = [d for d in made if d.holds and d.gain > 0]
+    better, worse = (sum(d.holds and d.gain * sign > 0 for d in made) for sign in (1, -1))
     text = ""
     if own is not None:
-        shown = own.holds and own.gain > 0
+        shown = "that it matters which tokens are important is not shown by these runs"
+        if own.holds:
+            shown = "which tokens are important matters there" + ("" if own.gain > 0 else ", and chance does better")
         text = (
             f"Against its own groups permuted within each document, the difference is {_signed(own)} "
-            f"({_evidence(own)}): "
-            + (
-                "which tokens are important matters there. "
-                if shown
-                else "that it matters which tokens are important is not shown by these runs. "
-            )
+            f"({_evidence(own)}): {shown}. "
         )
     if own is None or len(made) > 1:
-        number = len(better)
-        verb = _is(number)
-        text += f"{number} of {len(made)} points with groups {verb} better than the permuted control after correction."
+        text += f"{better} of {len(made)} points with groups {_is(better)} better"
+        text += f" and {worse} {_is(worse)} worse" if worse else ""
+        text += " than the permuted control after correction."
     return [text.strip()]
 
 

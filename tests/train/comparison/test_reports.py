@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from tests.train.comparison.made_runs import (
 )
 from train.cli import main
 from train.comparison.comparison import compare
-from train.comparison.findings import findings
+from train.comparison.findings import _reason, findings
 from train.comparison.pairing import lambda_families
 from train.comparison.reports.html import write_html
 from train.comparison.reports.markdown import write_markdown
@@ -347,4 +348,30 @@ def test_what_is_worse_is_called_worse(tmp_path):
     assert (
         "No point is shown to be better than sft in held-out loss; 1 of 2 is shown to be worse, go-eta0.9 by" in said[0]
     )
-    assert said[1].startswith("0 of 2 points with groups are better")
+    assert said[1].startswith("0 of 2 points with groups are better and 1 is worse than the permuted control")
+
+
+def test_where_the_baseline_is_nan_that_is_the_reason(tmp_path):
+    root = write_sweep(tmp_path / "nan", SMALL)
+    tokens = np.full(200, 9)
+    write_documents(root / "runs" / "sft" / "2", np.where(np.arange(200) == 7, np.nan, 9.0), tokens)
+    for place in root.glob("runs/*/*"):  # all of them over the same documents
+        if place.parts[-2:] != ("sft", "2"):
+            write_documents(place, 9.0 + 0.01 * np.arange(200), tokens)
+    said = findings(compare([root]))
+    assert said[0].startswith(
+        "sft has NaN in 1 of 5 in held-out loss; every point has NaN there, or stands against NaN"
+    )
+    assert "seed in common" not in " ".join(said)
+
+
+def test_why_a_difference_does_not_hold_is_said_by_its_own_numbers(tmp_path):
+    difference = compare([write_sweep(tmp_path / "x", SMALL)]).family("baseline")[0]
+
+    def why(p, p_holm, low=0.1):
+        e = replace(difference.estimate, low=low, high=0.3, p=p)
+        return _reason(replace(difference, estimate=e, p_holm=p_holm, family_size=7))
+
+    assert "not corrected for the table's 7 comparisons" in why(0.02, 0.14)
+    assert "the permutation test does not agree (p = 0.060)" in why(0.06, 0.06)
+    assert why(0.02, 0.14, low=-0.1) == "The interval includes 0."

@@ -305,7 +305,7 @@ def _notes(made: Sequence[Difference]) -> tuple[str, ...]:
         if d.note:
             notes.setdefault(d.note, []).append(d.point)
         covers = {"items": "One seed: the interval is for other items, not for another seed; never bold"}
-        covers["seeds"] = "Items not known: the interval is for other seeds only; never bold"
+        covers["seeds"] = "How items vary is not known: the interval is for other seeds only; never bold"
         if d.estimate.covers in covers:
             notes.setdefault(covers[d.estimate.covers], []).append(f"{d.point} ({d.column.title})")
     return tuple(f"{note[0].upper()}{note[1:]}: {_some(list(dict.fromkeys(names)))}." for note, names in notes.items())
