@@ -55,7 +55,7 @@ def run_leaf(model: Any, task: OpenTask, leaf: str, options: Options) -> dict[st
     """Ask one leaf task and return `metrics` (by name) and `items` (`id`, `group`, and each metric's value).
 
     A metric of another filter than the first is named `metric,filter`. A value that is a list, such as IFEval's of each
-    instruction, becomes its mean; what has no number is left out of the items.
+    instruction, stays one, of numbers; what has no number is left out of the items.
     """
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
@@ -83,9 +83,9 @@ def run_leaf(model: Any, task: OpenTask, leaf: str, options: Options) -> dict[st
         identity = f"{prefix}{sample['doc_id']}-{sample['prompt_hash'][:8]}"
         item = items.setdefault(sample["doc_id"], {"id": identity, "group": None})
         item |= {
-            _name(metric, sample["filter"], first): number
+            _name(metric, sample["filter"], first): numbers if isinstance(sample[metric], list) else numbers[0]
             for metric in sample["metrics"]
-            if (number := _number(sample[metric])) is not None
+            if (numbers := list(_numbers(sample[metric])))
         }
     return {"metrics": metrics, "items": [item for _, item in sorted(items.items())]}
 
@@ -105,11 +105,6 @@ def merge(leaves: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _name(metric: str, used: str, first: str) -> str:
     return metric if used == first else f"{metric},{used}"
-
-
-def _number(value: Any) -> float | None:
-    values = list(_numbers(value))
-    return sum(values) / len(values) if values else None
 
 
 def _numbers(value: Any) -> Iterator[float]:

@@ -10,6 +10,7 @@ pytest.importorskip("lm_eval")
 from common.errors import UserError
 from tests.train.runs import small_model
 from train.cli import main
+from train.comparison.reading.benchmarks import task_measure
 from train.evaluation import results
 from train.evaluation.checkpoints import Checkpoint, find_checkpoints
 from train.evaluation.command import run
@@ -83,6 +84,30 @@ class TestAgainstTheHarness:
         assert record["metrics"]["acc_norm"] == sum(item["acc_norm"] for item in record["items"]) / 6
         assert (record["headline"], record["suite"], record["limit"], record["num_fewshot"]) == ("acc_norm", None, 6, 0)
         assert record["version"] == "1.0"
+
+    def test_several_answers_of_an_item_stay_apart(self, checkpoint, tmp_path):
+        """As those of IFEval's instructions, whose metric is the mean over all of them."""
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"n": n}) + "\n" for n in (1, 3)))
+        (tmp_path / "many.py").write_text(
+            "def answers(doc, results):\n"
+            "    return {'each': [True] + [False] * (doc['n'] - 1), 'all': doc['n'] == 1}\n\n"
+            "def pooled(items):\n    return sum(map(sum, items)) / sum(map(len, items))\n"
+        )
+        data = f"dataset_kwargs: {{data_files: {{test: {tmp_path}/rows.jsonl}}, cache_dir: {tmp_path}/c}}"
+        (tmp_path / "many.yaml").write_text(
+            f"task: many\ndataset_path: json\n{data}\ntest_split: test\noutput_type: loglikelihood\n"
+            "doc_to_text: the\ndoc_to_target: cat\nprocess_results: !function many.answers\nmetric_list:\n"
+            "  - {metric: each, aggregation: !function many.pooled, higher_is_better: true}\n"
+            "  - {metric: all, aggregation: mean, higher_is_better: true}\n"
+        )
+        words = ["--tasks", "many", "--include_path", str(tmp_path), "--out", str(tmp_path / "out")]
+        assert run([str(checkpoint), *words]) == 0
+        record = read(tmp_path / "out/evaluation/many.json")
+        assert record["metrics"] == {"each": 0.5, "all": 0.5}
+        assert [item["each"] for item in record["items"]] == [[1.0], [1.0, 0.0, 0.0]]
+        assert [item["all"] for item in record["items"]] == [1.0, 0.0]
+        part = task_measure(record, "each").parts[0]
+        assert list(part.contributions) == [0.25, 0.25]  # of 4 answers, not of 2 items
 
 
 class TestCache:

@@ -3,10 +3,10 @@
 What enters: `evaluation/<task>.json` and `evaluation/suite-<name>.json`. What leaves: a measure for every column of the
 suites, for their average, and for every task that is in no suite. Next: `columns.py`.
 
-A suite's column is the mean of the metrics that it is made of. Where the mean of a task's items is not the metric
-itself but near it (IFEval counts instructions, and a prompt has one to three), the items say how it varies and the
-metric where it is; a metric that is no mean of items at all (corpus BLEU) has a value and no items, and its interval
-is over seeds alone.
+A suite's column is the mean of the metrics that it is made of. An item may hold several answers (IFEval counts
+instructions, and a prompt has one to three): they are drawn together. Where the mean of a task's answers is not the
+metric itself but near it, the items say how it varies and the metric where it is; a metric that is no mean of items at
+all (corpus BLEU) has a value and no items, and its interval is over seeds alone.
 """
 
 import zlib
