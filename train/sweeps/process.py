@@ -90,6 +90,8 @@ def run_job(job: Job) -> Outcome:
             status, lines = 1, [*lines, "it ended without an error and without run.json"]
         elif status < 0:
             lines.append(f"ended by signal {-status} ({signal.Signals(-status).name})")
+        elif not lines:
+            lines.append(f"it ended with status {status} and wrote nothing")
         return _failed(directory, status, lines, started)
 
 
@@ -135,7 +137,7 @@ def _run_forked(job: Job, log: IO[bytes]) -> int:
                 return answer["status"]
     except (EOFError, BrokenPipeError):  # it was killed, and its run with it
         log.write(b"the process that starts runs has ended\n")
-        return -signal.SIGKILL
+        return _warm.process.wait() or 1
     except BaseException:
         if pid is not None:
             _signal_group(pid, signal.SIGTERM)

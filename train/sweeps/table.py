@@ -68,10 +68,9 @@ class SweepTable:
         self.states[run.name] = "failed" if outcome.status else "finished"
         done = f"{self.count('finished')} of {len(self.runs)} finished"
         if outcome.status:
-            last = outcome.tail[-1] if outcome.tail else "it said nothing"
             self._print(
-                f"{run.name}: FAILED with status {outcome.status}: {last}  (see {run.directory / LOG_NAME} and "
-                f"{FAILED_NAME}; the others go on)",
+                f"{run.name}: FAILED with status {outcome.status}: {outcome.tail[-1]}  (see "
+                f"{run.directory / LOG_NAME} and {FAILED_NAME}; the others go on)",
                 "red",
             )
         else:

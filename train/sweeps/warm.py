@@ -10,6 +10,7 @@ survive a fork, and beside their hours the imports are nothing.
 Nothing is computed here before the fork, so there are no threads whose locks a child could inherit.
 """
 
+import contextlib
 import importlib
 import json
 import os
@@ -79,7 +80,8 @@ def main() -> None:
     die_with(parent)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     wire = socket.socket(fileno=number)
-    _import()
+    with contextlib.suppress(Exception):  # the run meets it too, and says so in its log
+        _import()
     while True:
         data, descriptors, _, _ = socket.recv_fds(wire, MESSAGE_BYTES, 1)
         if not data:
@@ -108,8 +110,6 @@ def _import() -> None:
 
 def _become_run(parent: int, words: list[str], cwd: str, log: int) -> NoReturn:
     """Be `train run` in the fork: what the launcher and a new interpreter would have set up."""
-    module, function = COMMAND.split(":")
-    train = getattr(importlib.import_module(module), function)
     os.setsid()
     die_with(parent)
     os.dup2(log, 1)
@@ -117,7 +117,10 @@ def _become_run(parent: int, words: list[str], cwd: str, log: int) -> NoReturn:
     os.close(log)
     os.chdir(cwd)
     sys.argv = ["train", "run", *words]
-    train(["run", *words])  # exits by SystemExit, so the interpreter ends as it always does
+    module, function = COMMAND.split(":")
+    getattr(importlib.import_module(module), function)(
+        ["run", *words]
+    )  # exits by SystemExit, so the interpreter ends as it always does
     sys.exit(1)
 
 

@@ -101,6 +101,28 @@ class TestTheLogIsTheLock:
         left_over.wait()
 
 
+class TestWhatAFailedRunSays:
+    """`sitecustomize` breaks the run's interpreter, as a package that changes below a sweep does."""
+
+    @pytest.mark.parametrize(
+        ("broken", "said"),
+        [
+            ("sys.modules['train.cli'] = None", "import of train.cli halted"),
+            (
+                "sys.modules['train.cli'] = types.SimpleNamespace(main=lambda *_: os._exit(3))",
+                "status 3 and wrote nothing",
+            ),
+        ],
+    )
+    def test_from_its_very_start(self, tmp_path, monkeypatch, warm, broken, said):
+        early = f"import os, sys, types\n{broken}\nsys.modules['matplotlib'] = None\n"
+        (tmp_path / "sitecustomize.py").write_text(early)
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        outcome = run_job(job(tmp_path / "run", warm=warm))
+        assert said in outcome.tail[-1]
+        assert json.loads((tmp_path / "run/failed.json").read_text())["tail"] == outcome.tail
+
+
 @pytest.mark.slow
 class TestFailures:
     def test_the_status_and_the_last_lines_are_kept(self, tmp_path, warm):
