@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.errors import raise_together
+from train.settings.parser import CommandParser
 
 DESCRIPTION = """Compare finished runs: differences paired by seed and item, with intervals.
 
@@ -25,9 +26,7 @@ def main(words: Sequence[str]) -> int:
     Raises:
         UserError: nothing to compare, or runs that were not asked the same.
     """
-    parser = argparse.ArgumentParser(
-        prog="train compare", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser("compare", DESCRIPTION)
     parser.add_argument("directories", nargs="+", type=Path, metavar="DIR", help="sweeps, runs, directories of runs")
     parser.add_argument(
         "--baseline",
@@ -53,7 +52,7 @@ def main(words: Sequence[str]) -> int:
         "--draws", type=int, metavar="N", help="draws of the resampling. Default: 10,000, more for large tables"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the resampling. Default 0")
-    given = parser.parse_args(list(words))
+    given = parser.parse(words)
     _check(given)
 
     from datetime import UTC, datetime

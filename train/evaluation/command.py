@@ -7,12 +7,12 @@ an exit status.
 import argparse
 import os
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from common.errors import UserError, raise_together
-from common.hints import did_you_mean
 from train.settings.early import underscored
 from train.settings.flags import DEFAULT_ETA
+from train.settings.parser import CommandParser
 
 DESCRIPTION = """Ask a finished run, every finished run of a sweep, or any checkpoint what it has learned.
 
@@ -42,23 +42,12 @@ BENCHMARKS = (
 DOCUMENTS = ("eval_fraction", "eval_seed", "eval_groupers", "eta", "ties", "max_length", "use_cpu", "seed")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """Raise, with the nearest flag for an unknown one."""
-        flags = [name for action in self._actions for name in action.option_strings]
-        unknown = [word for word in message.split() if word.startswith("--")] if "unrecognized" in message else []
-        near = "".join(did_you_mean(word, flags) for word in unknown)
-        raise UserError(f"{message}.{near} `train evaluate --help` lists the flags.")
-
-
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """Return the parser of `train evaluate`."""
-    parser = _Parser(
-        "train evaluate",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        usage="train evaluate RUN|SWEEP|CHECKPOINT [--suite NAME|FILE] [--tasks NAME …] [--shards DIR …] [flags]",
+    parser = CommandParser(
+        "evaluate",
+        DESCRIPTION,
+        "train evaluate RUN|SWEEP|CHECKPOINT [--suite NAME|FILE] [--tasks NAME …] [--shards DIR …] [flags]",
     )
     add = parser.add_argument
     add("target", metavar="RUN|SWEEP|CHECKPOINT", help="a run's or a sweep's directory; a checkpoint's, or a hub id")
@@ -111,7 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
 def run(words: Sequence[str]) -> int:
     """Evaluate, and return the exit status."""
     words = underscored(words)
-    options = build_parser().parse_args(words)
+    options = build_parser().parse(words)
     raise_together(_problems(options, set(_given(words))))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     status = 0

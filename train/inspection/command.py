@@ -7,11 +7,10 @@ after beside its score and group, and what the losses of all kept documents come
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from common.errors import UserError, raise_together
-from common.hints import did_you_mean
-from train.settings.early import underscored
+from train.settings.parser import CommandParser
 
 DESCRIPTION = """Look at what a run did to the tokens of held-out documents: each token's loss before the first step and
 after the last, beside its score and group; the tokens that gained most and least; the share of the loss by group.
@@ -23,23 +22,9 @@ after the last, beside its score and group; the tokens that gained most and leas
 The run must have been given --token_losses. Texts and scores are those of its shards, which must be the same still."""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """Raise, with the nearest flag for an unknown one."""
-        flags = [name for action in self._actions for name in action.option_strings]
-        unknown = [word for word in message.split() if word.startswith("--")] if "unrecognized" in message else []
-        near = "".join(did_you_mean(word, flags) for word in unknown)
-        raise UserError(f"{message}.{near} `train inspect --help` lists the flags.")
-
-
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """Return the parser of `train inspect`."""
-    parser = _Parser(
-        "train inspect",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = CommandParser("inspect", DESCRIPTION)
     add = parser.add_argument
     add("run", type=Path, metavar="RUN", help="the directory of a finished run")
     add("--other", type=Path, metavar="RUN", help="another run over the same held-out documents, to set beside it")
@@ -61,7 +46,7 @@ def main(words: Sequence[str]) -> int:
     Raises:
         UserError: no such run or document, or its shards are gone or changed.
     """
-    given = build_parser().parse_args(underscored(list(words)))
+    given = build_parser().parse(words)
     _check(given)
 
     from common.viewer.page import write_page

@@ -9,10 +9,10 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from common.errors import UserError, raise_together
-from common.hints import did_you_mean
+from train.settings.parser import CommandParser
 from train.sweeps import state
 from train.sweeps.estimates import disk_line, dry_run_lines
 from train.sweeps.file import SweepFile, read_sweep_file
@@ -50,37 +50,13 @@ their checkpoints (save_steps says how often one is written), failed ones are tr
 directory are refused."""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """Say what is wrong without the usage."""
-        raise UserError(f"train sweep: {message}. `train sweep --help` says more.")
-
-    def parse_all(self, words: Sequence[str]) -> argparse.Namespace:
-        """Parse, and say of unknown flags what was probably meant."""
-        arguments, rest = self.parse_known_args(words)
-        unknown = [word.partition("=")[0] for word in rest if word.startswith("--")]
-        flags = [flag for flag in self._option_string_actions if flag.startswith("--") and "_" not in flag]
-        if unknown:
-            hints = "".join(did_you_mean(word.replace("_", "-"), flags) or _as_set(word) for word in unknown)
-            self.error(f"no such flag: {', '.join(unknown)}.{hints}".removesuffix("."))
-        if rest:
-            self.error(f"one file is expected, found {', '.join([str(arguments.file), *rest])}")
-        return arguments
+def _as_set(flag: str) -> str:
+    return f" A setting of the runs is given by --set {flag.removeprefix('--')}=VALUE."
 
 
-def _as_set(word: str) -> str:
-    name = word.removeprefix("--").replace("-", "_")
-    return f" A setting of the runs is given by --set {name}=VALUE."
-
-
-def build_parser() -> _Parser:
+def build_parser() -> CommandParser:
     """Return the parser of `train sweep`."""
-    parser = _Parser(
-        prog="train sweep",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = CommandParser("sweep", DESCRIPTION, advise=_as_set)
     parser.add_argument("file", metavar="SWEEP.yaml", help="what to run")
     parser.add_argument(
         "--out", required=True, type=Path, metavar="DIR", help="DIR/sweep.json, DIR/runs/<point>/<seed>/"
@@ -92,9 +68,7 @@ def build_parser() -> _Parser:
         metavar="KEY=VALUE",
         help="a setting of base, or grid.<flag>, seeds or control, over the file's; may be repeated",
     )
-    parser.add_argument(
-        "--dry-run", "--dry_run", action="store_true", help="print the runs, what each would take and what is left"
-    )
+    parser.add_argument("--dry_run", action="store_true", help="print the runs, what each would take and what is left")
     parser.add_argument(
         "--keep",
         choices=state.KEEP,
@@ -103,14 +77,12 @@ def build_parser() -> _Parser:
     )
     parser.add_argument("--extend", action="store_true", help="add new seeds and points to the sweep of this directory")
     parser.add_argument(
-        "--runs-at-once",
         "--runs_at_once",
         type=_at_least_one,
         metavar="N",
         help="runs at the same time; default what the GPUs hold, on CPUs one a machine. Threads are shared out",
     )
     parser.add_argument(
-        "--gpus-per-run",
         "--gpus_per_run",
         type=_gpus,
         metavar="G",
@@ -123,10 +95,7 @@ def build_parser() -> _Parser:
 
 def sweep_command(rest: Sequence[str]) -> int:
     """Run a sweep; return 0 when every run has finished, 1 when one failed, 130 or 143 when it was ended."""
-    try:
-        arguments = build_parser().parse_all(list(rest))
-    except SystemExit as stop:  # --help
-        return int(stop.code or 0)
+    arguments = build_parser().parse(rest)
     sweep, problems = read_sweep_file(arguments.file, arguments.set)
     points, notes, more = make_points(sweep) if sweep.grid or sweep.points or not problems else ([], [], [])
     problems += more + _placement_problems(arguments, sweep, points)
