@@ -15,7 +15,8 @@ from rich.console import Console
 from annotate.run.command import run
 from annotate.run.flags import PANEL as SCORES
 from annotate.run.flags import WithGroupers
-from common.errors import UserError, explain
+from common.command import run_and_exit
+from common.errors import UserError
 
 app = typer.Typer(
     help="Score every token of an instruction dataset by importance, once, and write the scores as Parquet shards that "
@@ -314,23 +315,7 @@ def main() -> None:
     """Run the command; print a user's error without a traceback."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-    try:
-        app()
-    except UserError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(1)
-    except BrokenPipeError:  # the reader has gone: `annotate inspect … | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more
-        sys.exit(1)
-    except Exception as error:
-        text = explain(error)  # what the machine caused
-        if text is None:
-            raise
-        print(f"Error: {text}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("Interrupted. Finished shards are kept: run the same command again to go on.", file=sys.stderr)
-        sys.exit(130)
+    run_and_exit(app, "Error", "Interrupted. Finished shards are kept: run the same command again to go on.")
 
 
 if __name__ == "__main__":

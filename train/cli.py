@@ -7,13 +7,13 @@ train presets [show <name>]        the paper's recipes
 import dataclasses
 import difflib
 import importlib
-import os
 import sys
 import textwrap
 from collections.abc import Sequence
 from typing import get_args, get_origin
 
-from common.errors import UserError, explain
+from common.command import run_and_exit
+from common.errors import UserError
 from train.settings.flags import GroupingSettings, RunSettings
 
 # name: its line of help, and the function that takes the words after it and returns an exit status
@@ -65,27 +65,9 @@ The recipes of the paper's appendix F: a table, or one preset's file with what w
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 when all is well, 1 for an error that the user can act on."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    try:
-        status = dispatch(words)
-        sys.stdout.flush()
-        sys.exit(status)
-    except BrokenPipeError:  # the reader has gone: `train presets | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more
-        if words[0] == "run":
-            print("stopped: nothing reads the output; --resume_from_checkpoint goes on", file=sys.stderr)
-        sys.exit(1)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    except Exception as error:
-        text = explain(error)  # what the machine caused
-        if text is None:
-            raise
-        print(f"error: {text}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("interrupted; --resume_from_checkpoint goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
+    goes_on = "; --resume_from_checkpoint goes on from the last checkpoint" if words[:1] == ["run"] else ""
+    unread = f"stopped: nothing reads the output{goes_on}" if goes_on else ""
+    run_and_exit(lambda: dispatch(words), "error", f"interrupted{goes_on}", unread)
 
 
 def dispatch(words: list[str]) -> int:
