@@ -166,7 +166,7 @@ def run(configuration: Configuration) -> Path:
         print("\n".join(preflight_lines(data.report, plan, args, objective, ranks, notes)), flush=True)
         lines = [f"  device {device}"] if device else []
         print("\n".join([*lines, *beginning_lines(configuration, checkpoint)]), flush=True)
-    trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    trained = trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     if not trainer.state.global_step:
         raise UserError(f"no optimizer step was made, so {output} holds no finished run; give more steps or epochs.")
     trainer.save_model(str(output))
@@ -188,7 +188,7 @@ def run(configuration: Configuration) -> Path:
             "memory_estimate": parts(fitting.memory) if fitting.memory else None,
             "redone": trainer.redone.state_dict(),
             "worst_group_switches": trainer.curves.summary(),
-            "train_runtime_s": final_metrics(history).get("train_runtime"),
+            "train_runtime_s": round(trainer.speed.earlier_s + trained.metrics["train_runtime"], 3),
             **trainer.speed.whole(),
             "final_metrics": final_metrics(history),
         }

@@ -42,7 +42,14 @@ class Speed:
         self.seconds = self.since_s = 0.0
         self.tokens = self.supervised = self.since_tokens = self.since_supervised = 0
         self.resumed = (0, 0)  # tokens that earlier processes of the run saw
+        self.earlier_s = 0.0  # what the run took, evaluation and checkpoints included, up to where it goes on
+        self.began_s = time.perf_counter()
         self.last_s: float | None = None
+
+    def begin(self) -> None:
+        """Training begins, or goes on."""
+        self.began_s = time.perf_counter()
+        self.pause()
 
     def pause(self) -> None:
         """Leave out the time since the last step."""
@@ -80,13 +87,15 @@ class Speed:
             "peak_memory_mib": round(peak_memory_mib(), 1),
         }
 
-    def state(self) -> dict[str, int]:
+    def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""
-        return {"tokens": self.tokens, "supervised": self.supervised}
+        runtime_s = self.earlier_s + time.perf_counter() - self.began_s
+        return {"tokens": self.tokens, "supervised": self.supervised, "runtime_s": round(runtime_s, 3)}
 
-    def restore(self, state: dict[str, int]) -> None:
+    def restore(self, state: dict[str, Any]) -> None:
         """Go on from another's `state`."""
         self.tokens, self.supervised = state["tokens"], state["supervised"]
+        self.earlier_s = state.get("runtime_s", 0.0)  # not in checkpoints of earlier versions
         self.resumed = (self.tokens, self.supervised)
 
     def _rates(self, tokens: int, supervised: int, seconds: float) -> dict[str, float]:
@@ -106,8 +115,8 @@ class SpeedCallback(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, *arguments: Any, **keywords: Any) -> None:
-        """Start the clock."""
-        self.trainer.speed.pause()
+        """Start the clocks."""
+        self.trainer.speed.begin()
 
     def on_step_end(self, *arguments: Any, **keywords: Any) -> None:
         """Count."""

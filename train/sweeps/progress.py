@@ -55,12 +55,6 @@ def finished_progress(directory: Path) -> Progress:
     except (OSError, ValueError):
         return Progress()
     metrics = content.get("final_metrics", {})
-    steps, runtime_s = content.get("steps"), content.get("train_runtime_s", metrics.get("train_runtime"))
-    # The runtime of a run that was resumed is that of its last attempt; a step's is then the log's.
-    resumed = _was_resumed(directory)
-    step_s = runtime_s / steps if steps and runtime_s and not resumed else running_progress(directory).step_s
+    steps, runtime_s = content.get("steps"), content.get("train_runtime_s")
+    step_s = runtime_s / steps if steps and runtime_s else None
     return Progress(step=steps, num_steps=steps, loss=metrics.get("loss_all", metrics.get("loss")), step_s=step_s)
-
-
-def _was_resumed(directory: Path) -> bool:
-    return sum(line.startswith("--- ") for line in tail(directory / LOG_NAME, 10_000)) != 1

@@ -137,6 +137,9 @@ class TestKilled:
         files = [json.loads((runs / f"go-{number}" / "run.json").read_text()) for number in (0, 3)]
         assert files[0]["redone"] == files[1]["redone"]
         assert files[0]["steps"] == files[1]["steps"] == 12
+        for file, continued in zip(files, (False, True), strict=True):
+            last_part = file["final_metrics"]["train_runtime"]
+            assert (file["train_runtime_s"] > last_part + 0.001) is continued
         names = ("train_loss", "num_tokens", "redone_steps", "total_flos")
         for name in names:
             assert files[1]["final_metrics"][name] == pytest.approx(files[0]["final_metrics"][name], abs=1e-6)

@@ -53,6 +53,20 @@ class TestByHand:
         assert (whole["tokens_seen"], whole["supervised_tokens_seen"]) == (1100, 450)
         assert (whole["tokens_per_s"], whole["supervised_tokens_per_s"]) == (100.0, 50.0)
 
+    def test_its_runtime_is_that_of_all_parts(self, clock):
+        meter = Speed()
+        clock[0] += 30  # the model is loaded
+        meter.begin()
+        clock[0] += 8
+        state = meter.state()
+        clock[0] += 2  # lost: it is killed here
+        other = Speed()
+        other.restore(state)
+        other.begin()
+        assert other.earlier_s == 8.0
+        clock[0] += 5
+        assert other.state()["runtime_s"] == 13.0
+
     def test_flops(self, tokenizer):
         model = small_model(tokenizer)  # tied: the embedding multiplies once, as the head
         weights = sum(p.numel() for p in model.parameters())

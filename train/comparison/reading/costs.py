@@ -5,7 +5,6 @@ What enters: `run.json` of its runs. What leaves: a `Cost`. Next: the report's t
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from train.comparison.reading.points import Point
 
@@ -32,7 +31,7 @@ def point_cost(point: Point) -> Cost:
     """Return what a point's runs took."""
     contents = [run.content for run in point.runs]
     devices = list(dict.fromkeys(content.get("device") for content in contents if content.get("device")))
-    seconds = [_runtime_s(content) for content in contents]
+    seconds = [content.get("train_runtime_s") for content in contents]
     processes = [content.get("num_processes") or content.get("run", {}).get("workers") or 1 for content in contents]
     hours = None if None in seconds else sum(s * p for s, p in zip(seconds, processes, strict=True)) / SECONDS
     return Cost(
@@ -42,27 +41,11 @@ def point_cost(point: Point) -> Cost:
         bool(devices) and not any("thread" in device for device in devices),
         hours,
         _mean(seconds),
-        _mean(_tokens_per_s(content) for content in contents),
-        _mean(_tokens(content) for content in contents),
+        _mean(content.get("tokens_per_s") or None for content in contents),  # 0 where nothing was left to do
+        _mean(content.get("tokens_seen") for content in contents),
         _mean(content.get("steps") for content in contents),
         sum(content.get("redone", {}).get("num_redone_steps", 0) for content in contents),
     )
-
-
-def _runtime_s(content: dict[str, Any]) -> float | None:
-    return content.get("train_runtime_s") or content.get("final_metrics", {}).get("train_runtime")
-
-
-def _tokens(content: dict[str, Any]) -> float | None:
-    return content.get("tokens_seen") or content.get("final_metrics", {}).get("num_tokens")
-
-
-def _tokens_per_s(content: dict[str, Any]) -> float | None:
-    if content.get("tokens_per_s") is not None:
-        return content["tokens_per_s"]
-    tokens, seconds = _tokens(content), _runtime_s(content)
-    stopped = content.get("redone", {}).get("num_redone_steps", 0)  # then the seconds are of the last part alone
-    return None if tokens is None or not seconds or stopped else tokens / seconds
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
