@@ -92,11 +92,22 @@ def read_table(path: Place, columns: Sequence[str] | None = None, sha256: str | 
         data = path.read_bytes()
         if sha256 is not None and (digest := hashlib.sha256(data).hexdigest()) != sha256:
             raise UserError(_changed(path, sha256, digest))
-        return pq.read_table(pa.BufferReader(data), columns=list(columns) if columns else None)
+        return pq.read_table(pa.BufferReader(_owned(data)), columns=list(columns) if columns else None)
     except FileNotFoundError as error:
         raise UserError(f"{path}: expected a shard, found no such file.") from error
     except (pa.ArrowInvalid, pa.ArrowTypeError, OSError) as error:
         raise UserError(f"{path}: expected a shard, found what cannot be read ({error}).") from error
+
+
+def _owned(data: bytes) -> pa.Buffer:
+    """Return a copy that pyarrow's threads may let go of when the interpreter has ended.
+
+    They end after the table is there; one that then has to release a Python object aborts the process (one short command
+    in twelve did).
+    """
+    sink = pa.BufferOutputStream()
+    sink.write(data)
+    return sink.getvalue()
 
 
 def _changed(path: Location, expected: str, found: str) -> str:
