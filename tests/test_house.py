@@ -19,6 +19,7 @@ ROOMS = {
     "annotate": [{"cli"}, {"views", "run"}, {"groupers"}, {"tokens", "models"}, {"records"}],
     "train": [
         {"cli"},
+        {"completion"},
         {"sweeps", "launch", "evaluation", "comparison", "inspection", "studies"},
         {"run"},
         {"loop"},

@@ -12,6 +12,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import get_args, get_origin
 
+from common import completion
 from common.command import run_and_exit
 from common.errors import UserError
 from train.settings.flags import GroupingSettings, RunSettings
@@ -53,7 +54,7 @@ commands:
 
 `train run --help` lists the flags of this project; `train run --help-all` adds every flag of TRL's SFTConfig and
 ModelConfig, all of which work under their own names, on the command line or in a YAML file given with --config.
-Every other command has its own --help."""
+Every other command has its own --help; `train --install-completion` completes commands and flags in your shell."""
 
 PRESETS_USAGE = """usage: train presets [show <name>]
 
@@ -72,6 +73,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def dispatch(words: list[str]) -> int:
     """Run one command and return its exit status."""
+    if completion.is_asked("train", words):
+        from train.completion import completions
+
+        completion.answer("train", words, completions(COMMANDS))
     if not words or words[0] in ("-h", "--help", "help"):
         print(USAGE.format(commands="\n".join(f"  {name:<9} {text}" for name, (text, _) in COMMANDS.items())))
         return 0 if words else 1

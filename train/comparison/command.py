@@ -20,12 +20,8 @@ DESCRIPTION = """Compare finished runs: differences paired by seed and item, wit
 Runs on other shards, held-out documents or benchmark questions are refused with what differs."""
 
 
-def main(words: Sequence[str]) -> int:
-    """Compare, print, write; return the exit status.
-
-    Raises:
-        UserError: nothing to compare, or runs that were not asked the same.
-    """
+def build_parser() -> CommandParser:
+    """Return the parser of `train compare`."""
     parser = CommandParser("compare", DESCRIPTION)
     parser.add_argument("directories", nargs="+", type=Path, metavar="DIR", help="sweeps, runs, directories of runs")
     parser.add_argument(
@@ -52,7 +48,16 @@ def main(words: Sequence[str]) -> int:
         "--draws", type=int, metavar="N", help="draws of the resampling. Default: 10,000, more for large tables"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the resampling. Default 0")
-    given = parser.parse(words)
+    return parser
+
+
+def main(words: Sequence[str]) -> int:
+    """Compare, print, write; return the exit status.
+
+    Raises:
+        UserError: nothing to compare, or runs that were not asked the same.
+    """
+    given = build_parser().parse(words)
     _check(given)
 
     from datetime import UTC, datetime
