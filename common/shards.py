@@ -102,8 +102,8 @@ def read_table(path: Place, columns: Sequence[str] | None = None, sha256: str | 
 def _owned(data: bytes) -> pa.Buffer:
     """Return a copy that pyarrow's threads may let go of when the interpreter has ended.
 
-    They end after the table is there; one that then has to release a Python object aborts the process (one short command
-    in twelve did).
+    They end after the table is there; one that then has to release a Python object aborts the process (one short
+    command in twelve did).
     """
     sink = pa.BufferOutputStream()
     sink.write(data)

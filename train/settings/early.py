@@ -45,8 +45,8 @@ def check_early(words: Sequence[str], objectives: Mapping[str, Any], default: st
         default: the objective where none is named.
 
     Raises:
-        UserError: flags that do not exist, values of the wrong kind, paths where nothing is, trackers that are not
-            installed; or else a column that the shards do not have, numbers out of their range.
+        UserError: flags that do not exist, values of the wrong kind, numbers out of their range, paths where nothing
+            is, trackers that are not installed; or else a column that the shards do not have.
     """
     kinds, theirs = _own_flags(objectives), _their_flags()
     known = {*kinds, *theirs, *ALSO, *_CHECKS}
@@ -66,8 +66,12 @@ def check_early(words: Sequence[str], objectives: Mapping[str, Any], default: st
         )
     if theirs:
         problems += _unknown(rest, known)
+    try:
+        problems += _out_of_range(words, kinds, objectives, default)
+    except UserError as error:  # a file, a preset, or a step that cannot be split
+        problems.append(str(error))
     raise_together(problems)
-    raise_together(_wrong_column(found) + _out_of_range(words, kinds, objectives, default))
+    raise_together(_wrong_column(found))
 
 
 def flag_names(objectives: Mapping[str, Any]) -> frozenset[str]:
