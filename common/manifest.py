@@ -50,6 +50,15 @@ class SourceInfo:
 
 
 @dataclass(frozen=True)
+class SourcePart:
+    """The shards of one source, which end where the next part begins."""
+
+    source: SourceInfo
+    first_shard: int
+    rows_per_shard: int
+
+
+@dataclass(frozen=True)
 class TokenizerInfo:
     """The target tokenizer."""
 
@@ -66,6 +75,7 @@ class GrouperInfo:
     parameters: dict[str, Any]  # equal parameters mean equal scores; model revisions included
     columns: dict[str, Kind]  # the columns it wrote, with their kinds
     report: dict[str, Any] = field(default_factory=dict)  # what its summary says, such as the number of chunks
+    fitted_shards: int | None = None  # its state counts so many first shards; None: all of them, or it fits nothing
 
 
 @dataclass(frozen=True)
@@ -116,6 +126,7 @@ class Manifest:
     counts: Counts
     shards: list[ShardInfo]
     files: list[FileInfo] = field(default_factory=list)  # see `describe_files`; empty in schema version 1
+    appended: list[SourcePart] = field(default_factory=list)  # sources after the first, `annotate run --append`
     schema_version: int = SCHEMA_VERSION
     product_version: str = field(default_factory=product_version)
 
@@ -123,6 +134,11 @@ class Manifest:
     def columns(self) -> dict[str, Kind]:
         """Score columns in the order of the shards' schema, each with its kind."""
         return {name: kind for grouper in self.groupers for name, kind in grouper.columns.items()}
+
+    @property
+    def parts(self) -> list[SourcePart]:
+        """Every source with its shards, in order."""
+        return [SourcePart(self.source, 0, self.rows_per_shard), *self.appended]
 
     def save(self, directory: Place) -> None:
         """Write `manifest.json` into `directory` in one step, which is the moment that counts; then its copy.
@@ -154,8 +170,16 @@ def describe_files(directory: Place) -> list[FileInfo]:
 
 
 def render(manifest: Manifest) -> bytes:
-    """Return the bytes of a manifest's file. The last entry is the SHA-256 of what it would be without that entry."""
+    """Return the bytes of a manifest's file. The last entry is the SHA-256 of what it would be without that entry.
+
+    What only a directory with appended sources has is left out elsewhere.
+    """
     value = dataclasses.asdict(manifest)
+    if not manifest.appended:
+        del value["appended"]
+    for grouper in value["groupers"]:
+        if grouper["fitted_shards"] is None:
+            del grouper["fitted_shards"]
     return _sealed(value) if manifest.schema_version > 1 else _json(value)
 
 
@@ -198,6 +222,9 @@ def parse(data: bytes, path: Location) -> Manifest:
             counts=Counts(**raw["counts"]),
             shards=[ShardInfo(**shard) for shard in raw["shards"]],
             files=[FileInfo(**file) for file in raw.get("files", [])],
+            appended=[
+                SourcePart(**{**part, "source": SourceInfo(**part["source"])}) for part in raw.get("appended", [])
+            ],
             schema_version=found,
             product_version=raw["product_version"],
         )

@@ -34,6 +34,11 @@ class HeldBlock:
     first: int
     shards: list[ShardInfo]
 
+    @property
+    def number(self) -> int:
+        """Which block it is."""
+        return self.first // BLOCK_SHARDS
+
 
 @dataclass(frozen=True)
 class CheckShards:

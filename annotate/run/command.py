@@ -87,6 +87,23 @@ def run(
             rich_help_panel=OUTPUT,
         ),
     ] = "shards",
+    append: Annotated[
+        bool,
+        typer.Option(
+            "--append",
+            help="Add the records of --data to the finished directory, as new shards with its groupers. Those that "
+            "were fitted on the corpus keep their state, if not --refit.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = False,
+    refit: Annotated[
+        bool,
+        typer.Option(
+            "--refit",
+            help="Fit the directory's fitted groupers on all of its shards, and write their columns anew.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = False,
     rows_per_shard: Annotated[
         OptionalInt,
         typer.Option(
@@ -129,6 +146,8 @@ def run(
     - `annotate run --grouper llmlingua2 --data my.jsonl --tokenizer my/model --out shards/my`
 
     - the same again with `--grouper frequency` adds a column; after a kill, it goes on where it stopped
+
+    - `annotate run --data more.jsonl --append --refit --out shards/my` adds records, and counts terms anew over all
     """
     from annotate.groupers.base import GrouperOptions
     from annotate.records.columns import parse_mapping
@@ -143,7 +162,7 @@ def run(
         data=tuple(data) if data else None,
         columns=parse_mapping(map or [], text_column),
         overlong=overlong,
-        groupers=tuple(dict.fromkeys(grouper or ["tfidf"])),
+        groupers=tuple(dict.fromkeys(grouper or ([] if append or refit else ["tfidf"]))),
         out=out,
         tokenizer=tokenizer,
         tokenizer_revision=tokenizer_revision,
@@ -157,6 +176,8 @@ def run(
         address=address,
         workers=workers,
         gpus_per_worker=gpus_per_worker,
+        append=append,
+        refit=refit,
         options=GrouperOptions(flags={name: value for name, value in flags.items() if value is not False}),
     )
     if dry_run:

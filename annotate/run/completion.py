@@ -10,7 +10,7 @@ from annotate.run.engines.base import Engine, outcomes
 from annotate.run.inputs import Inputs
 from annotate.run.publishing import publish
 from annotate.run.rejects import SourceRows, WriteRejects
-from annotate.run.workspace import Workspace, has_rejects
+from annotate.run.workspace import ShardRecord, Workspace, has_rejects
 from common.errors import UserError
 from common.manifest import (
     REJECTS_NAME,
@@ -21,6 +21,7 @@ from common.manifest import (
     GrouperInfo,
     Manifest,
     ShardInfo,
+    SourcePart,
 )
 
 
@@ -40,7 +41,7 @@ class Completion:
         made: set[int],
         infos: dict[str, GrouperInfo],
         reports: dict[str, dict[str, Any] | None],
-        rows_per_shard: int | None,
+        parts: list[SourcePart],
     ) -> Manifest:
         """Write the rejects and the manifest; return it.
 
@@ -48,36 +49,27 @@ class Completion:
             made: the shards that this run has a record of.
             infos: the groupers, in column order.
             reports: what they say; None: what the manifest that was there says.
-            rows_per_shard: None: as the manifest that was there says.
+            parts: the sources, in order.
 
         Raises:
-            UserError: not one document is left.
+            UserError: not one document is left, or not one is there to be appended.
         """
         rejects = self._write_rejects(shards, made)
         documents = sum(shard.rows for shard in shards)
-        if documents == 0:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in rejects.items())
-            if self.before is None:
-                self._make_room()
-            raise UserError(
-                f"--data {self.inputs.info.name}: all {sum(rejects.values())} records were rejected ({reasons}); "
-                f"{self.workspace.target / REJECTS_NAME} says why, row by row. "
-                f"Is --format {self.inputs.info.format} right?"
-            )
+        first = parts[-1].first_shard if self.before and len(parts) > len(self.before.parts) else 0
+        if not any(shard.rows for shard in shards[first:]):
+            self._refuse_rejects(rejects, first)
         held = {grouper.name: grouper for grouper in self.before.groupers} if self.before else {}
         groupers = []
         for name, info in infos.items():
             report = reports[name]
-            groupers.append(held[name] if report is None else replace(info, report=report))
-        if rows_per_shard is None:
-            assert self.before is not None
-            rows_per_shard = self.before.rows_per_shard
+            groupers.append(replace(info, report=held[name].report if report is None else report))
         manifest = Manifest(
-            source=self.inputs.info,
+            source=parts[0].source,
             template=self.inputs.template,
-            tokenizer=self.inputs.tokenizer,
+            tokenizer=self.before.tokenizer if self.before and first else self.inputs.tokenizer,
             max_length=self.inputs.max_length,
-            rows_per_shard=rows_per_shard,
+            rows_per_shard=parts[0].rows_per_shard,
             groupers=groupers,
             counts=Counts(
                 documents=documents,
@@ -87,8 +79,32 @@ class Completion:
                 rejects=rejects,
             ),
             shards=shards,
+            appended=parts[1:],
         )
         return publish(self.workspace, manifest, self.before)
+
+    def _refuse_rejects(self, rejects: dict[str, int], first: int) -> None:
+        """Raise a `UserError`: not one record has become a document.
+
+        Args:
+            rejects: by reason.
+            first: the first shard that was to be appended; 0 for a directory of its own.
+        """
+        if self.before is None:
+            self._make_room()
+            where = f"{self.workspace.target / REJECTS_NAME} says why, row by row"
+        else:
+            rejects = {name: rejects[name] - self.before.counts.rejects.get(name, 0) for name in rejects}
+            record = ShardRecord.load(self.workspace.record(first))
+            where = f"{self.workspace.out} stays as it was"
+            if record is not None and record.rejects:
+                where = f"the first: {record.rejects[0].message}; {where}"
+            self.workspace.work.delete_tree()
+        reasons = ", ".join(f"{count} {reason}" for reason, count in rejects.items() if count)
+        raise UserError(
+            f"--data {self.inputs.info.name}: all {sum(rejects.values())} records were rejected ({reasons}); {where}. "
+            f"Is --format {self.inputs.info.format} right?"
+        )
 
     def _make_room(self) -> None:
         """Leave nothing but the rejects, so that the directory can be used with other settings."""

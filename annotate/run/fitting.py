@@ -103,19 +103,18 @@ class SumBlocks:
     """Builds the worker that sums the counts of a block of shards."""
 
     workspace: Workspace
-    names: tuple[str, ...]
-    num_shards: int
+    extents: dict[str, int]  # by grouper: how many of the first shards it is fitted on
 
     def __call__(self) -> "SumBlocks":
         return self
 
-    def run(self, block: int) -> None:
-        """Sum one block."""
-        for name in self.names:
-            total: dict[str, np.ndarray] = {}
-            for index in range(block * BLOCK_SHARDS, min(self.num_shards, (block + 1) * BLOCK_SHARDS)):
-                add_counts(total, self.workspace.counts(name, index))
-            write_counts(self.workspace.sums(name, block), total)
+    def run(self, item: tuple[str, int]) -> None:
+        """Sum one block for one grouper."""
+        name, block = item
+        total: dict[str, np.ndarray] = {}
+        for index in range(block * BLOCK_SHARDS, min(self.extents[name], (block + 1) * BLOCK_SHARDS)):
+            add_counts(total, self.workspace.counts(name, index))
+        write_counts(self.workspace.sums(name, block), total)
 
 
 @dataclass(frozen=True)
@@ -123,16 +122,17 @@ class Fit:
     """Builds the worker that fits."""
 
     workspace: Workspace
-    num_shards: int
+    extents: dict[str, int]
 
     def __call__(self) -> "Fit":
         return self
 
     def run(self, grouper: Grouper) -> None:
-        """Fit one grouper on the whole corpus, and write its state."""
+        """Fit one grouper on its corpus, and write its state."""
         total: dict[str, np.ndarray] = {}
-        one_block = self.num_shards <= BLOCK_SHARDS
-        for number in range(self.num_shards if one_block else -(-self.num_shards // BLOCK_SHARDS)):
+        extent = self.extents[grouper.name]
+        one_block = extent <= BLOCK_SHARDS
+        for number in range(extent if one_block else -(-extent // BLOCK_SHARDS)):
             place = self.workspace.counts if one_block else self.workspace.sums
             add_counts(total, place(grouper.name, number))
         fitted = copy(grouper)

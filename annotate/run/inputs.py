@@ -15,7 +15,7 @@ from annotate.run.settings import MAX_LENGTH, Settings
 from annotate.tokens.target import TargetTokenizer, check_max_length, load_target
 from annotate.tokens.templates import default_template, make_template
 from common.errors import UserError, raise_together
-from common.manifest import Manifest, SourceInfo, TokenizerInfo
+from common.manifest import Manifest, SourceInfo, SourcePart, TokenizerInfo
 from common.storage import Location, is_url
 
 DEFAULT_TOKENIZER = "meta-llama/Llama-3.2-3B"  # the paper's
@@ -79,7 +79,7 @@ def from_source(settings: Settings, held: dict[str, Any], unpack_into: Location)
         check_columns(settings.columns, values, source.location)
         values = [rename(value, settings.columns) for value in values]
     format_name = settings.format_name or detect_format(values, source.location)
-    template = settings.template or default_template(format_name)
+    template = settings.template or held.get("--template") or default_template(format_name)
     name = settings.tokenizer or (str(SAMPLE_TOKENIZER) if data == ("sample",) else DEFAULT_TOKENIZER)
     name = str(Path(name).absolute()) if not is_url(name) and Path(name).is_dir() else name
     target = load_target(name, settings.tokenizer_revision)
@@ -106,16 +106,17 @@ def from_source(settings: Settings, held: dict[str, Any], unpack_into: Location)
     )
 
 
-def from_manifest(manifest: Manifest) -> Inputs:
-    """Return what a complete directory was made of."""
+def from_manifest(manifest: Manifest, part: SourcePart | None = None) -> Inputs:
+    """Return what a complete directory, or a part of it, was made of; by default the first part."""
+    part = part or manifest.parts[0]
     return Inputs(
         source=None,
-        info=manifest.source,
+        info=part.source,
         template=manifest.template,
         tokenizer=manifest.tokenizer,
         target=None,
         max_length=manifest.max_length,
-        rows_per_shard=manifest.rows_per_shard,
+        rows_per_shard=part.rows_per_shard,
     )
 
 
@@ -147,12 +148,12 @@ def refuse_source_flags(settings: Settings, manifest: Manifest) -> None:
     raise_together(problems)
 
 
-def refuse_changes(out: object, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raise a `UserError` that says which settings differ."""
+def refuse_changes(out: object, before: dict[str, Any], now: dict[str, Any], instead: str | None = None) -> None:
+    """Raise a `UserError` that says which settings differ, and what else may have been meant."""
     if before != now:
         raise UserError(
             f"--out {out} was made with other settings: {differences(before, now)}. "
-            "Give the same settings to go on, or another directory."
+            f"Give the same settings to go on, {f'{instead}, ' if instead else ''}or another directory."
         )
 
 

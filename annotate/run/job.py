@@ -17,6 +17,7 @@ from rich.console import Console
 
 from annotate.groupers import grouper_class
 from annotate.groupers.base import Grouper
+from annotate.run.appending import parts_after
 from annotate.run.checking import CheckShards, FindFinished, blocks, check_files, held_blocks
 from annotate.run.completion import Completion
 from annotate.run.engines.base import Engine, SetAside, outcomes
@@ -25,10 +26,12 @@ from annotate.run.inputs import Inputs
 from annotate.run.ledger import Ledger
 from annotate.run.planning import SourcePlan, plan_source
 from annotate.run.progress import RunProgress
+from annotate.run.repeats import HashHeld
 from annotate.run.scoring import Damaged, Score
 from annotate.run.tokenizing import ShardRows, Tokenize
 from annotate.run.workspace import Workspace
-from common.manifest import REJECTS_NAME, TOKENIZER_NAME, GrouperInfo, Manifest, ShardInfo
+from common.manifest import REJECTS_NAME, TOKENIZER_NAME, GrouperInfo, Manifest, ShardInfo, SourcePart
+from common.storage import Location
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ class Job:
         ledger.note_files(check_files(out, ledger.manifest))
         for problem in ledger.damaged_files.values():
             self._note(f"{problem} It is made again.")
-        if set(ledger.groupers) != ledger.held_groupers:
+        if set(ledger.groupers) != ledger.held_groupers or ledger.task.changes:
             return False  # the stages check the shards, which they read anyway
         for _, problems in outcomes(self.engine, CheckShards(out), held_blocks(ledger.held)):
             for index, problem in problems.items():
@@ -91,29 +94,49 @@ class Job:
                 if ledger.needs_source():
                     self._plan_source()
                 self._make()
+        lost = ledger.elsewhere()
+        if lost and not self._stays_as_it_was():
+            ledger.refuse_without_source()
         shards = ledger.shards(self.num_shards)
         before_the_end()
         reports = {name: self._report(name, shards) for name in infos}
         whole = REJECTS_NAME not in ledger.damaged_files
         completion = Completion(self.workspace, self.inputs, self.engine, ledger.manifest, whole)
-        rows_per_shard = self.plan.rows_per_shard if self.plan else None
-        manifest = completion.complete(shards, set(ledger.done), infos, reports, rows_per_shard)
+        manifest = completion.complete(shards, set(ledger.done), infos, reports, self._parts())
+        if lost:
+            ledger.refuse_without_source()
         return Outcome(manifest, False, self.shards_made, self.tokens_made)
+
+    def _stays_as_it_was(self) -> bool:
+        """Tell whether this run only repairs shards: those that it made can take their places before others do."""
+        ledger = self.ledger
+        return set(ledger.groupers) == ledger.held_groupers and not ledger.task.changes and not ledger.damaged_files
+
+    def _parts(self) -> list[SourcePart]:
+        """Return the sources of the directory as it will be."""
+        manifest, task = self.ledger.manifest, self.ledger.task
+        if manifest is not None:
+            return parts_after(manifest, task, self.inputs, self.plan.rows_per_shard if self.plan else 0)
+        assert self.plan is not None
+        return [SourcePart(self.inputs.info, 0, self.plan.rows_per_shard)]
 
     def _find_finished(self) -> None:
         """Take note of the shards that an earlier process of this run has finished."""
-        numbers = [int(name[5:-5]) for name in (self.workspace.work / "records").names() if name.startswith("part-")]
+        numbers = _numbers(self.workspace.work / "records")
         finder = FindFinished(self.workspace, self.ledger.kinds)
         for _, found in outcomes(self.engine, finder, blocks(max(numbers, default=-1) + 1)):
             self.ledger.done |= found
+        if not any(grouper_class(name).needs_spans for name in self.ledger.groupers):
+            self.ledger.tokenized = set(_numbers(self.workspace.work / "tokens"))
 
     @property
     def num_shards(self) -> int:
-        """Shards of the directory."""
-        if self.ledger.manifest is not None:
-            return len(self.ledger.held)
+        """Shards of the directory as it will be."""
+        held = len(self.ledger.held)
+        if self.ledger.manifest is not None and not self.ledger.task.appends:
+            return held
         assert self.plan is not None
-        return self.plan.num_shards
+        return held + self.plan.num_shards
 
     def _plan_source(self) -> None:
         """Plan the source, unless that was done.
@@ -121,19 +144,33 @@ class Job:
         Raises:
             UserError: no source was given.
         """
-        inputs, work = self.inputs, self.workspace.source
+        inputs, work, task = self.inputs, self.workspace.source, self.ledger.task
         if self.plan is not None:
             return
-        if inputs.source is None:
-            self.ledger.refuse_without_source(inputs.info.name, inputs.info.location)
+        if inputs.source is None or (task.appends and self.ledger.elsewhere()):
+            self._refuse()
         assert inputs.source is not None
+        place = work / f"plan-{inputs.info.content_hash[:16]}-{task.first_shard:05d}.json"
         with suppress(FileNotFoundError):
-            self.plan = SourcePlan.load(work / "plan.json")
+            self.plan = SourcePlan.load(place)
             return
         work.delete_tree()
         self.progress.start("plan")
-        self.plan = plan_source(inputs.source, self.engine, work, inputs.info.limit, inputs.rows_per_shard)
-        self.plan.save(work / "plan.json")
+        ledger = self.ledger
+        before = [ledger.done[i].shard if i in ledger.done else ledger.held[i] for i in range(task.first_shard)]
+        for _, problems in outcomes(self.engine, HashHeld(self.workspace), held_blocks(before)):
+            for index, problem in problems.items():
+                self._damaged(index, problem)
+        if any(index < task.first_shard for index in ledger.elsewhere()):
+            self._refuse()  # the documents' ids count the records before
+        self.plan = plan_source(inputs.source, self.engine, work, inputs.info.limit, inputs.rows_per_shard, before)
+        self.plan.save(place)
+
+    def _refuse(self) -> None:
+        """Raise a `UserError`: another source is needed first. Nothing is left that would be in its run's way."""
+        if not self.ledger.done:
+            self.workspace.work.delete_tree()
+        self.ledger.refuse_without_source()
 
     def _damaged(self, index: int, problem: str) -> None:
         self._note(f"{problem} It is made again.")
@@ -161,9 +198,9 @@ class Job:
         if fits or not (uses_model and self.engine.device == "cuda"):
             # Fits count the whole corpus; and on CPUs both stages want the same cores. A GPU does not wait.
             tokenized = iter(sorted(tokenized))
-        if fits and (ledger.aside or not self._fit(fits, counted)):
+        if fits and (ledger.aside or ledger.elsewhere() or not self._fit(fits, counted)):
             return  # what is fitted needs every shard
-        expected = set(source)
+        expected = set(source) | ledger.elsewhere()
         held = (i for i in range(self.num_shards) if i not in expected and not ledger.is_done(i))
         self.progress.start("score")
         tokenizer = self._tokenizer_name(), self.inputs.tokenizer.revision
@@ -196,10 +233,11 @@ class Job:
             repeat_parts=plan.repeat_parts,
             columns=self.inputs.info.columns,
             overlong=self.inputs.info.overlong,
+            first_row=self.ledger.task.first_row,
             fits=fits,
         )
         self.progress.start("tokenize")
-        items = (ShardRows(index, plan.pieces(index)) for index in indices)
+        items = (ShardRows(index, plan.pieces(index - self.ledger.task.first_shard)) for index in indices)
         for item, result in self.engine.map(stage, items):
             if isinstance(result, SetAside):
                 self.ledger.aside[item.index] = result.reason
@@ -217,9 +255,11 @@ class Job:
 
     def _total(self) -> int:
         """Return the number of source records."""
-        if self.plan is not None:
-            return self.plan.rows
-        return sum(shard.source_rows for shard in self.ledger.held)
+        appended = self.plan.rows if self.plan is not None else 0
+        held = sum(shard.source_rows for shard in self.ledger.held)
+        if self.ledger.manifest is None or (self.ledger.task.appends and not self.ledger.task.refit):
+            return appended
+        return held + (appended if self.ledger.task.appends else 0)
 
     def _fit(self, fits: tuple[Grouper, ...], counted: set[int]) -> bool:
         """Count the terms of all other shards, sum up, fit. Return False where a shard turned out to be damaged."""
@@ -232,11 +272,12 @@ class Job:
                 whole = False
         if not whole:
             return False
-        if self.num_shards > BLOCK_SHARDS:
-            summer = SumBlocks(self.workspace, tuple(grouper.name for grouper in fits), self.num_shards)
-            for _ in outcomes(self.engine, summer, range(-(-self.num_shards // BLOCK_SHARDS))):
-                pass
-        for _ in outcomes(self.engine, Fit(self.workspace, self.num_shards), fits):
+        extents = {grouper.name: self.ledger.fitted_shards(grouper.name) or self.num_shards for grouper in fits}
+        summed = [name for name, extent in extents.items() if extent > BLOCK_SHARDS]
+        sums = ((name, block) for name in summed for block in range(-(-extents[name] // BLOCK_SHARDS)))
+        for _ in outcomes(self.engine, SumBlocks(self.workspace, extents), sums):
+            pass
+        for _ in outcomes(self.engine, Fit(self.workspace, extents), fits):
             pass
         return True
 
@@ -249,3 +290,8 @@ class Job:
         for values in now:
             counters.update(values)
         return self.build(name).report(counters)
+
+
+def _numbers(folder: Location) -> list[int]:
+    """Return the numbers of the shards that have a file in a folder of the work directory."""
+    return [int(name[5:].partition(".")[0]) for name in folder.names() if name.startswith("part-")]

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from annotate.groupers import grouper_class
 from annotate.groupers.base import Grouper, GrouperOptions
+from annotate.run.appending import Task, check_mode, check_unfinished, choose_task, work_of
 from annotate.run.engines import make_engine
 from annotate.run.engines.base import Engine
 from annotate.run.inputs import Inputs, differences, from_manifest, from_source, refuse_changes, refuse_source_flags
@@ -78,7 +79,10 @@ def run(settings: Settings, console: Console) -> Summary:
         ThreadPoolExecutor(max_workers=1) as beside,
     ):
         manifest, plan = _held(out)
+        check_mode(settings, manifest)
         held = from_manifest(manifest).identity() if manifest else (plan or {}).get("settings", {})
+        if settings.append and settings.tokenizer is None:
+            settings = dataclasses.replace(settings, tokenizer=str(out / TOKENIZER_NAME))
         if settings.data is None and manifest is not None:
             refuse_source_flags(settings, manifest)
             loading = beside.submit(from_manifest, manifest)
@@ -153,14 +157,20 @@ def _annotate(
     beside: ThreadPoolExecutor,
 ) -> Outcome:
     """Compare with what is there, make the plan, do it."""
-    before = from_manifest(manifest).identity() if manifest else plan["settings"] if plan else None
-    if before is not None:
-        refuse_changes(out, before, inputs.identity())
-    uses_model = any(grouper_class(name).uses_model for name in settings.groupers)
+    task = Task()
+    if manifest is not None:
+        task, inputs, notes = choose_task(settings, inputs, manifest)
+        for note in notes:
+            console.print(note, highlight=False)
+    elif plan is not None:
+        refuse_changes(out, plan["settings"], inputs.identity())
+    there = [GrouperPlan(g.name, g.parameters, g.columns) for g in manifest.groupers] if manifest else []
+    at_work = settings.groupers or tuple(grouper.name for grouper in there)
+    check_settings(dataclasses.replace(settings, groupers=at_work))
+    uses_model = any(grouper_class(name).uses_model for name in at_work)
     engine.check(uses_model)
     options = _options(settings, inputs, engine, uses_model)
     requested = {name: grouper_class(name).from_options(options) for name in settings.groupers}
-    there = [GrouperPlan(g.name, g.parameters, g.columns) for g in manifest.groupers] if manifest else []
     if manifest is None and plan is not None:
         there = [GrouperPlan(**grouper) for grouper in plan["groupers"]]
     merged = _merge(out, there, [GrouperPlan(n, g.parameters, g.columns) for n, g in requested.items()])
@@ -173,7 +183,10 @@ def _annotate(
         return grouper_class(name).from_parameters(parameters, options)
 
     workspace = Workspace(out, beside=manifest is not None)
-    ledger = Ledger(workspace, manifest, {grouper.name: grouper.columns for grouper in merged})
+    work = work_of(task, inputs)
+    if manifest is not None and plan is not None and not check_unfinished(out, plan.get("work"), work):
+        workspace.forget()
+    ledger = Ledger(workspace, manifest, {grouper.name: grouper.columns for grouper in merged}, task)
     job = Job(workspace, inputs, engine, console, ledger, build)
     if job.is_complete():
         workspace.work.delete_tree()
@@ -181,13 +194,17 @@ def _annotate(
         return Outcome(manifest, True, 0, 0)
     if plan is not None and manifest is None:
         console.print(f"{out}: going on with an unfinished run.", highlight=False)
-    workspace.plan.write_json(
-        {"settings": inputs.identity(), "groupers": [dataclasses.asdict(grouper) for grouper in merged]}
-    )
+    groupers = [dataclasses.asdict(grouper) for grouper in merged]
+    workspace.plan.write_json({"settings": inputs.identity(), "groupers": groupers, "work": work})
     saved = beside.submit(_save_tokenizer, inputs, out) if manifest is None else None
     if saved is not None and out.local is None:
         saved.result()  # workers elsewhere may read it from there
-    infos = {grouper.name: GrouperInfo(grouper.name, grouper.parameters, grouper.columns) for grouper in merged}
+    infos = {
+        grouper.name: GrouperInfo(
+            grouper.name, grouper.parameters, grouper.columns, fitted_shards=ledger.fitted_shards(grouper.name)
+        )
+        for grouper in merged
+    }
     return job.do(infos, saved.result if saved is not None else lambda: None)
 
 

@@ -10,16 +10,18 @@ pieces side by side, and its hash is that of the pieces' hashes. A hub dataset i
 import dataclasses
 import hashlib
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from annotate.records.ranges import HubData, Piece, SourceRange
 from annotate.records.sources import Source
+from annotate.run.checking import blocks
 from annotate.run.engines.base import Engine, outcomes
 from annotate.run.repeats import FindRepeats
 from annotate.run.scanning import HashPieces, ListRanges, Scanned, ScanRanges
 from common.errors import UserError
+from common.manifest import ShardInfo
 from common.storage import Location, locate
 
 PIECE_BYTES = 64 << 20
@@ -122,7 +124,12 @@ def _from_json(values: dict[str, Any]) -> SourceRange:
 
 
 def plan_source(
-    source: Source, engine: Engine, work: Location, limit: int | None, rows_per_shard: int | None
+    source: Source,
+    engine: Engine,
+    work: Location,
+    limit: int | None,
+    rows_per_shard: int | None,
+    held: Sequence[ShardInfo] = (),
 ) -> SourcePlan:
     """Scan the source on the engine's workers, and cut its rows into shards.
 
@@ -130,6 +137,7 @@ def plan_source(
         work: where marks and hashes are written.
         limit: only the first so many records.
         rows_per_shard: None: about `SHARD_BYTES` of columns a shard, see `default_rows`.
+        held: the shards that come before, where the source is appended; `HashHeld` has read them.
 
     Raises:
         UserError: the source cannot be read, or holds no records.
@@ -157,8 +165,8 @@ def plan_source(
         size += result.bytes * taken // max(1, result.rows)
     if first_row == 0:
         raise UserError(f"{source.location}: expected records, found none.")
-    repeat_parts = min(256, -(-first_row // HASHES_AT_ONCE))
-    finder = FindRepeats(work, tuple(part.rows for part in ranges), repeat_parts)
+    repeat_parts = min(256, -(-(first_row + sum(shard.rows for shard in held)) // HASHES_AT_ONCE))
+    finder = FindRepeats(work, tuple(part.rows for part in ranges), repeat_parts, sum(1 for _ in blocks(len(held))))
     for _ in outcomes(engine, finder, range(repeat_parts)):
         pass
     rows_per_shard = rows_per_shard or default_rows(first_row, size)

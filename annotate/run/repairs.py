@@ -27,11 +27,13 @@ from annotate.groupers import grouper_class
 from annotate.groupers.base import Grouper, GrouperOptions
 from annotate.records.selection import parse_selection
 from annotate.records.sources import STANDARD_INPUT
+from annotate.run.appending import part_of
 from annotate.run.fitting import add
 from annotate.run.pipeline import run
 from annotate.run.settings import Settings
 from annotate.run.tables import COUNTED, from_table
 from annotate.run.verification import Damage, Examination, examine
+from annotate.run.workspace import has_rejects
 from annotate.run.writers import Writer
 from annotate.tokens.target import TargetTokenizer
 from common.errors import UserError
@@ -43,6 +45,7 @@ from common.manifest import (
     TOKENIZER_NAME,
     Manifest,
     SourceInfo,
+    SourcePart,
     parse,
     read_manifest,
 )
@@ -168,12 +171,14 @@ def _mend_state(found: Examination, done: Repairs) -> None:
 
 
 def _fitted(found: Examination, groupers: list[Grouper]) -> list[Grouper]:
-    """Fit groupers to the tokens of all shards, one shard at a time."""
+    """Fit groupers to the tokens of the shards that each was fitted on, one shard at a time."""
     totals: list[dict[str, np.ndarray]] = [{} for _ in groupers]
-    for shard in found.manifest.shards:
+    fitted = {info.name: info.fitted_shards for info in found.manifest.groupers}
+    extents = [fitted[grouper.name] or len(found.manifest.shards) for grouper in groupers]
+    for index, shard in enumerate(found.manifest.shards[: max(extents)]):
         batch = from_table(read_table(found.place / shard.file, COUNTED))
-        for grouper, total in zip(groupers, totals, strict=True):
-            for name, values in grouper.count(batch).items():
+        for grouper, total, extent in zip(groupers, totals, extents, strict=True):
+            for name, values in grouper.count(batch).items() if index < extent else ():
                 add(total, name, values.size, slice(values.size), values)
     for grouper, total in zip(groupers, totals, strict=True):
         grouper.fit(total)
@@ -181,26 +186,43 @@ def _fitted(found: Examination, groupers: list[Grouper]) -> list[Grouper]:
 
 
 def _mend_from_source(place: Location, done: Repairs) -> None:
-    """Run the annotation again over what is still damaged, with the settings of the manifest."""
+    """Run the annotation again over what is still damaged, with the settings of the manifest, source by source."""
     found = examine(place)
     if not found.of("shard", "rejects", "state"):
         return
     before, error = found.manifest, None
-    try:
-        run(_settings(found), Console(quiet=True))
-    except UserError as raised:
-        error = raised
+    for part in _damaged_parts(found):
+        try:
+            run(_settings(found, part), Console(quiet=True))
+            error = None
+        except UserError as raised:  # another source may be needed as well; the last one ends it
+            error = raised
     after = read_manifest(place).manifest
     if (after.shards, after.files) == (before.shards, before.files):
         before.save(place)  # a source that is found under another name is the same source
     still = {item.file: item for item in examine(place).damage}
     for item in found.of("shard", "rejects", "state"):
-        if item.file not in still and error is None and _entries(after).get(item.file) == _entries(before)[item.file]:
-            done.mended.append(f"{place / item.file}: made again from the source, {before.source.location}.")
+        if item.file not in still and _entries(after).get(item.file) == _entries(before)[item.file]:
+            shards = [index for index, shard in enumerate(before.shards) if shard.file == item.file]
+            sources = [part_of(before, index).source for index in shards] or [part.source for part in before.parts]
+            where = ", ".join(source.location for source in sources)
+            done.mended.append(f"{place / item.file}: made again from the source, {where}.")
         elif error is not None:
             done.left.append(f"{item.problem} From the source it cannot be made: {error}")
         else:
             done.left.append(f"{item.problem} The source gives another file now; library versions may differ.")
+
+
+def _damaged_parts(found: Examination) -> list[SourcePart]:
+    """Return the sources that are to be read again: those of damaged shards, and of lost rejects."""
+    manifest = found.manifest
+    damaged, no_rejects = {item.file for item in found.of("shard")}, bool(found.of("rejects"))
+    firsts = {
+        part_of(manifest, index).first_shard
+        for index, shard in enumerate(manifest.shards)
+        if shard.file in damaged or (no_rejects and has_rejects(shard))
+    }
+    return [part for part in manifest.parts if part.first_shard in firsts] or manifest.parts[:1]
 
 
 def _entries(manifest: Manifest) -> dict[str, str]:
@@ -208,10 +230,10 @@ def _entries(manifest: Manifest) -> dict[str, str]:
     return shards | {entry.file: entry.sha256 for entry in manifest.files}
 
 
-def _settings(found: Examination) -> Settings:
-    """Return the settings of the run that made a directory, with its own copy of the tokenizer if that is whole."""
+def _settings(found: Examination, part: SourcePart) -> Settings:
+    """Return the settings of the run that made a source's shards, with the directory's tokenizer if that is whole."""
     manifest = found.manifest
-    source, name = manifest.source, manifest.groupers[0].name
+    source, name = part.source, manifest.groupers[0].name
     whole = not found.of("tokenizer")
     flags = dataclasses.fields(grouper_class(name).Flags)
     options = {item.name: manifest.groupers[0].parameters.get(item.name) for item in flags}
@@ -228,7 +250,7 @@ def _settings(found: Examination) -> Settings:
         overlong=source.overlong,
         max_length=manifest.max_length,
         limit=source.limit,
-        rows_per_shard=manifest.rows_per_shard,
+        rows_per_shard=part.rows_per_shard,
         engine="local",
         options=GrouperOptions(**options),
     )

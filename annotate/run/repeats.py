@@ -1,9 +1,10 @@
 """Records that equal an earlier one: their number is part of their documents' ids.
 
 What enters: the hashes of all records, in buckets of their first byte, so that one worker takes the records of some
-buckets over the whole source. What leaves: `.work/source/repeats-<block>-<part>.npz`, the rows that have equal records
-before them and how many; rows with none before them, nearly all, are in no file. `SourceNotes` reads that again, and
-the marks of `annotate.run.scanning`. Next: `annotate.run.tokenizing`.
+buckets over the whole source; and where the source is appended to finished shards, the hashes that their documents' ids
+begin with (`HashHeld`): records before its own. What leaves: `.work/source/repeats-<block>-<part>.npz`, the rows that
+have equal records before them and how many; rows with none before them, nearly all, are in no file. `SourceNotes` reads
+that again, and the marks of `annotate.run.scanning`. Next: `annotate.run.tokenizing`.
 """
 
 from dataclasses import dataclass
@@ -12,8 +13,22 @@ from functools import lru_cache
 import numpy as np
 
 from annotate.records.ranges import Mark, SourceRange
-from annotate.run.scanning import BUCKETS, HASH_BYTES, HASHED, hashes_of, marks_of, read_arrays, write_arrays
-from common.storage import Location
+from annotate.run.checking import HeldBlock
+from annotate.run.scanning import (
+    BUCKETS,
+    HASH_BYTES,
+    bucketed,
+    hashes_of,
+    marks_of,
+    read_arrays,
+    read_hashes,
+    write_arrays,
+)
+from annotate.run.tables import read_tokens
+from annotate.run.workspace import Workspace
+from common.errors import UserError
+from common.shards import read_table
+from common.storage import Location, StorageError
 
 BLOCK_RANGES = 32  # repeats are stored by blocks of ranges
 
@@ -23,6 +38,46 @@ def repeats_of(source: Location, block: int, part: int) -> Location:
     return source / f"repeats-{block:05d}-{part:03d}.npz"
 
 
+def held_of(source: Location, block: int) -> tuple[Location, Location]:
+    """Return the files of the hashes of a block of finished shards, and of where their buckets begin."""
+    return source / f"held-{block:05d}.bin", source / f"held-{block:05d}.npz"
+
+
+@dataclass(frozen=True)
+class HashHeld:
+    """Builds the worker that reads the hashes of finished shards from their documents' ids."""
+
+    workspace: Workspace
+
+    def __call__(self) -> "HashHeld":
+        return self
+
+    def run(self, item: HeldBlock) -> dict[int, str]:
+        """Write the hashes of a block, each with its occurrence number; return what is wrong, by shard number."""
+        names: list[str] = []
+        problems = {}
+        for index, shard in enumerate(item.shards, start=item.first):
+            try:
+                names += read_table(self.workspace.out / shard.file, ["document_id"], shard.sha256)[0].to_pylist()
+            except StorageError:
+                raise  # the shard may be whole
+            except UserError as error:
+                try:  # its source may have been read again already
+                    names += read_tokens(self.workspace.tokens(index))[0].document_ids
+                except FileNotFoundError:
+                    problems[index] = str(error)
+        if problems:
+            return problems
+        parsed = [name.partition("-") for name in names]
+        hashes = b"".join(bytes.fromhex(content) for content, _, _ in parsed)
+        # A document that was split has the number of its piece behind the occurrence.
+        stored, starts = bucketed(hashes, [int(rest.partition(".")[0]) for _, _, rest in parsed])
+        data, buckets = held_of(self.workspace.source, item.number)
+        data.write_bytes(stored.tobytes())
+        write_arrays(buckets, buckets=starts)
+        return {}
+
+
 @dataclass(frozen=True)
 class FindRepeats:
     """Builds the worker that finds records which equal an earlier one."""
@@ -30,6 +85,7 @@ class FindRepeats:
     source: Location
     rows: tuple[int, ...]  # records of each range
     parts: int  # all hashes are divided into so many, by their first byte
+    held_blocks: int = 0  # of finished shards, whose records come before
 
     def __call__(self) -> "FindRepeats":
         return self
@@ -43,18 +99,17 @@ class FindRepeats:
             if count == 0:
                 continue
             buckets = read_arrays(marks_of(self.source, number))["buckets"]
-            start, stop = int(buckets[low]), int(buckets[high])
-            with hashes_of(self.source, number).open() as file:
-                file.seek(start * HASHED.itemsize)
-                data = file.read((stop - start) * HASHED.itemsize)
-            stored = np.frombuffer(data, dtype=HASHED)
+            stored = read_hashes(hashes_of(self.source, number), buckets, low, high)
             below = stored["row"] < count  # a range that a limit cuts is scanned further
             pieces.append(stored["hash"][below])
             rows.append(stored["row"][below].astype(np.int64) + firsts[number])
         if not pieces:
             return 0
-        hashes = np.ascontiguousarray(np.concatenate(pieces)).view(np.uint8).reshape(-1, HASH_BYTES)
-        found_rows, occurrences = repeated(hashes, np.concatenate(rows))
+        before = self._held(low, high)
+        rows = [np.arange(-len(before), 0), *rows]
+        found_rows, occurrences = repeated(np.concatenate([before, *map(as_bytes, pieces)]), np.concatenate(rows))
+        own = found_rows >= 0
+        found_rows, occurrences = found_rows[own], occurrences[own]
         blocks = (np.searchsorted(firsts, found_rows, side="right") - 1) // BLOCK_RANGES
         for block in np.unique(blocks):
             here = blocks == block
@@ -62,6 +117,39 @@ class FindRepeats:
                 repeats_of(self.source, int(block), part), rows=found_rows[here], occurrences=occurrences[here]
             )
         return len(found_rows)
+
+    def _held(self, low: int, high: int) -> np.ndarray:
+        """Return the hashes of buckets [low, high) of finished shards, each as often as such records were there."""
+        files = [held_of(self.source, block) for block in range(self.held_blocks)]
+        stored = [read_hashes(data, read_arrays(buckets)["buckets"], low, high) for data, buckets in files]
+        if not stored:
+            return np.zeros((0, HASH_BYTES), dtype=np.uint8)
+        held = np.concatenate(stored)
+        hashes, numbers = as_bytes(held["hash"]), held["row"].astype(np.int64)
+        order, new = grouped(hashes, numbers)
+        last = order[np.append(new[1:], True)[: len(order)]]  # of equal ones, the one with the largest number
+        return np.repeat(hashes[last], numbers[last] + 1, axis=0)
+
+
+def as_bytes(hashes: np.ndarray) -> np.ndarray:
+    """Return stored hashes as uint8 [n, HASH_BYTES]."""
+    return np.ascontiguousarray(hashes).view(np.uint8).reshape(-1, HASH_BYTES)
+
+
+def grouped(hashes: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return an order in which equal hashes are neighbours, by number, and where each group begins.
+
+    Args:
+        hashes: uint8 [n, HASH_BYTES].
+        numbers: int64 [n].
+    """
+    head = np.ascontiguousarray(hashes[:, :8]).view("<u8").ravel()
+    tail = np.ascontiguousarray(hashes[:, 8:]).view("<u2").ravel()
+    order = np.lexsort((numbers, tail, head))
+    head, tail = head[order], tail[order]
+    new = np.ones(len(order), dtype=bool)
+    new[1:] = (head[1:] != head[:-1]) | (tail[1:] != tail[:-1])
+    return order, new
 
 
 def repeated(hashes: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -71,12 +159,8 @@ def repeated(hashes: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarr
         hashes: uint8 [n, HASH_BYTES].
         rows: int64 [n], distinct.
     """
-    head = np.ascontiguousarray(hashes[:, :8]).view("<u8").ravel()
-    tail = np.ascontiguousarray(hashes[:, 8:]).view("<u2").ravel()
-    order = np.lexsort((rows, tail, head))
-    head, tail, rows = head[order], tail[order], rows[order]
-    new = np.ones(len(rows), dtype=bool)
-    new[1:] = (head[1:] != head[:-1]) | (tail[1:] != tail[:-1])
+    order, new = grouped(hashes, rows)
+    rows = rows[order]
     places = np.arange(len(rows))
     occurrences = places - np.maximum.accumulate(np.where(new, places, 0))
     again = np.flatnonzero(occurrences)

@@ -9,6 +9,7 @@ What leaves each for the driver is a few numbers. Next: `annotate.run.repeats` f
 
 import hashlib
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,6 +56,25 @@ def read_arrays(place: Location) -> dict[str, np.ndarray]:
     """Read what `write_arrays` wrote. Raises FileNotFoundError."""
     with np.load(io.BytesIO(place.read_bytes())) as arrays:
         return dict(arrays)
+
+
+def bucketed(hashes: bytes, numbers: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Return hashes with their numbers as `HASHED`, by bucket, and where each bucket begins, int64 [BUCKETS + 1]."""
+    stored = np.empty(len(numbers), dtype=HASHED)
+    stored["hash"] = np.frombuffer(hashes, dtype=f"V{HASH_BYTES}")
+    stored["row"] = numbers
+    first = np.frombuffer(hashes, dtype=np.uint8)[::HASH_BYTES]
+    return stored[np.argsort(first, kind="stable")], np.concatenate(
+        [[0], np.cumsum(np.bincount(first, minlength=BUCKETS))]
+    )
+
+
+def read_hashes(place: Location, buckets: np.ndarray, low: int, high: int) -> np.ndarray:
+    """Read the buckets [low, high) of a file of `HASHED`."""
+    start, stop = int(buckets[low]), int(buckets[high])
+    with place.open() as file:
+        file.seek(start * HASHED.itemsize)
+        return np.frombuffer(file.read((stop - start) * HASHED.itemsize), dtype=HASHED)
 
 
 @dataclass(frozen=True)
@@ -130,12 +150,7 @@ class ScanRanges:
                 last_byte = row.byte
                 break
         table = np.array(marks, dtype=np.int64).reshape(-1, 3)
-        stored = np.empty(count, dtype=HASHED)
-        stored["hash"] = np.frombuffer(bytes(hashes), dtype=f"V{HASH_BYTES}")
-        stored["row"] = np.arange(count)
-        first = np.frombuffer(bytes(hashes), dtype=np.uint8)[::HASH_BYTES]
-        stored = stored[np.argsort(first, kind="stable")]
-        starts = np.concatenate([[0], np.cumsum(np.bincount(first, minlength=BUCKETS))])
+        stored, starts = bucketed(bytes(hashes), range(count))
         copied = self._copy(part)
         hashes_of(self.source, part.number).write_bytes(stored.tobytes())
         write_arrays(marks_of(self.source, part.number), marks=table, buckets=starts)

@@ -22,7 +22,7 @@ class Settings:
     """Everything that `annotate run` takes."""
 
     data: str | tuple[str, ...] | None  # None: what the output directory holds, or the sample for a new one
-    groupers: tuple[str, ...]
+    groupers: tuple[str, ...]  # none with `append` or `refit`: those that the output directory has
     out: Path | str
     tokenizer: str | None = None
     tokenizer_revision: str | None = None
@@ -38,13 +38,16 @@ class Settings:
     address: str | None = None
     workers: int | None = None
     gpus_per_worker: float = 1.0
+    append: bool = False  # `data` is added to the finished directory
+    refit: bool = False  # groupers that were fitted are fitted again, on every shard
     options: GrouperOptions = field(default_factory=GrouperOptions)
 
 
 def check_settings(settings: Settings) -> None:
     """Raise one `UserError` with everything that is wrong with the settings by themselves."""
     problems = []
-    if not settings.groupers:
+    kept = settings.append or settings.refit
+    if not settings.groupers and not kept:
         problems.append("--grouper: name at least one.")
     classes: list[type[Grouper]] = []
     for name in dict.fromkeys(settings.groupers):
@@ -63,7 +66,11 @@ def check_settings(settings: Settings) -> None:
             problems.append(f"{flag} {value}: expected at least 1.")
     if settings.max_length is not None and settings.max_length < 2:
         problems.append(f"--max-length {settings.max_length}: expected at least 2 tokens.")
-    if not problems:  # an unknown grouper could have been the one that reads it
+    if settings.append and settings.data is None:
+        problems.append("--append: name the records that are to be added, with --data.")
+    if settings.append and settings.tokenizer_revision is not None and settings.tokenizer is None:
+        problems.append("--tokenizer-revision: with --append the directory's own tokenizer is taken. Drop the flag.")
+    if not problems and settings.groupers:  # an unknown grouper could have been the one that reads it
         read = {item.name for kind in classes for item in dataclasses.fields(kind.Flags)}
         problems += [
             f"--{name.replace('_', '-')} is read by none of {', '.join(settings.groupers)}. Drop it, or add a grouper."

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from annotate.run.pipeline import Summary
 from annotate.run.workspace import RECORDS
-from common.manifest import REJECTS_NAME
+from common.manifest import REJECTS_NAME, GrouperInfo
 
 
 def print_summary(summary: Summary) -> None:
@@ -21,7 +21,8 @@ def print_summary(summary: Summary) -> None:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     supervised = counts.supervised_tokens / max(1, counts.tokens)
-    table.add_row("source", f"{manifest.source.name} ({manifest.source.location}), format {manifest.source.format}")
+    for part in manifest.parts:
+        table.add_row("source", f"{part.source.name} ({part.source.location}), format {part.source.format}")
     table.add_row("tokenizer", f"{manifest.tokenizer.name}, template {manifest.template}")
     table.add_row("documents", f"{counts.documents:,} ({counts.truncated:,} cut at {manifest.max_length:,} tokens)")
     table.add_row("tokens", f"{counts.tokens:,}, of which {counts.supervised_tokens:,} supervised ({supervised:.1%})")
@@ -39,7 +40,7 @@ def print_summary(summary: Summary) -> None:
     for grouper in manifest.groupers:
         report = ", ".join(f"{key} {_short(value)}" for key, value in grouper.report.items())
         kinds = ", ".join(f"{name} ({kind})" for name, kind in grouper.columns.items())
-        table.add_row("grouper", f"{kinds}{': ' if report else ''}{report}")
+        table.add_row("grouper", f"{kinds}{': ' if report else ''}{report}{_fitted_on(grouper, len(manifest.shards))}")
     table.add_row("shards", f"{len(manifest.shards):,} in {summary.out}")
     if summary.already_complete:
         table.add_row("work", "nothing to do: the directory is complete and every shard is whole")
@@ -84,6 +85,13 @@ def warn_of_rejects(summary: Summary) -> list[str]:
         shown = f", such as row {example['source_row']}: {example['message']}" if example else ""
         lines.append(f"  {rejects[reason]:,} {reason}{shown}")
     return [*lines, f"  All of them, with their rows: {summary.out / REJECTS_NAME}"]
+
+
+def _fitted_on(grouper: GrouperInfo, shards: int) -> str:
+    """Say that a state counts the first shards only."""
+    if grouper.fitted_shards is None:
+        return ""
+    return f" (fitted on the first {grouper.fitted_shards:,} of {shards:,} shards; --refit counts all)"
 
 
 def _short(value: object) -> str:

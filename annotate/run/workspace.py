@@ -103,6 +103,12 @@ class Workspace:
         """Where a complete directory has what its groupers fitted."""
         return self.out / STATE_NAME
 
+    def forget(self) -> None:
+        """Delete what an unfinished run has made; the unpacked source of the one that begins stays."""
+        self.plan.delete()
+        for name in ("source", "tokens", "counts", "records", "next"):
+            (self.work / name).delete_tree()
+
     def shard_file(self, index: int) -> str:
         """Return where a finished shard is written, relative to the directory."""
         name = shard_name(index)

@@ -50,8 +50,8 @@ def write_card(shards: Place, eta: float) -> list[Path]:
 def card_text(directory: ShardDirectory, eta: float) -> str:
     """Return the card."""
     manifest = directory.manifest
-    counts, source = manifest.counts, manifest.source
-    name = short_name(source.name)
+    counts, sources = manifest.counts, [part.source for part in manifest.parts]
+    name = ", ".join(short_name(source.name) for source in sources)
     rejects = ", ".join(f"{count:,} {reason}" for reason, count in counts.rejects.items()) or "none"
     columns = ", ".join(f"`{column}` ({kind.replace('_', ' ')})" for column, kind in manifest.columns.items())
     lines = [
@@ -63,7 +63,7 @@ def card_text(directory: ShardDirectory, eta: float) -> str:
         "",
         "| what | |",
         "| --- | --- |",
-        f"| source | {source.name}, format {source.format}, content `{source.content_hash[:12]}` |",
+        *[f"| source | {item.name}, format {item.format}, content `{item.content_hash[:12]}` |" for item in sources],
         f"| tokenizer | {short_name(manifest.tokenizer.name)}, fingerprint `{manifest.tokenizer.fingerprint[:12]}` |",
         f"| template | {manifest.template}, at most {manifest.max_length:,} tokens, {counts.truncated:,} cut |",
         f"| documents | {counts.documents:,} |",

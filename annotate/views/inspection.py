@@ -54,9 +54,10 @@ def inspect_shards(
         rows = [find_document(directory, document, columns)]
     else:
         rows = list(read_rows(directory, columns, num if html else 1))
+    manifest = directory.manifest
+    sources = ", ".join(part.source.name for part in manifest.parts)
     view = {
-        "title": f"{directory.manifest.source.name}, tokenizer {short_name(directory.manifest.tokenizer.name)}, "
-        f"template {directory.manifest.template}",
+        "title": f"{sources}, tokenizer {short_name(manifest.tokenizer.name)}, template {manifest.template}",
         "eta": eta,
         "ties": ties,
         "columns": {name: {"kind": directory.columns[name]} for name in columns},
