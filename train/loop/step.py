@@ -97,7 +97,9 @@ class Step:
         """
         local = self.local_sums()
         flat = local.stack()
-        guesses = torch.stack([guess.flatten() for guess in self.guesses]).to(flat) if self.guesses else flat[:0]
+        if not self.guesses:
+            return Sums.unstack(reduce(flat), len(local.groups)), flat.new_zeros(2, 0, 1)
+        guesses = torch.stack([guess.flatten() for guess in self.guesses]).to(flat)
         both = reduce(torch.cat([flat, guesses.flatten(), (guesses**2).flatten()]))
         return Sums.unstack(both[: len(flat)], len(local.groups)), both[len(flat) :].view(2, *guesses.shape)
 

@@ -146,7 +146,8 @@ class Objective(ABC):
     def loss(self, tokens: Tokens, counts: Counts, decision: "Tensor | None", moment: Moment) -> "Tensor":
         """Return one micro-batch's share of the step's loss, differentiable, float32 without dimensions."""
         weights = self.weights(tokens, counts, decision, moment) * tokens.supervised
-        return (self.token_loss(tokens) * weights).sum() / self.divisor(counts)
+        total, divisor = (self.token_loss(tokens) * weights).sum(), self.divisor(counts)
+        return total if divisor == 1 else total / divisor
 
     # State, from step to step
 
@@ -179,17 +180,13 @@ def worst_group(sums: Sums, counts: Counts) -> "Tensor":
     """
     import torch
 
-    worst = torch.zeros((), dtype=torch.int64, device=sums.groups.device)
-    largest = None
-    for group, size in enumerate(counts.groups):
-        if size <= 0:
-            continue
-        mean = sums.groups[group] / size
-        if largest is None:
-            worst, largest = worst + group, mean
-        else:
-            is_worse = mean >= largest
-            worst, largest = torch.where(is_worse, group, worst), torch.where(is_worse, mean, largest)
+    means = [(group, sums.groups[group] / size) for group, size in enumerate(counts.groups) if size > 0]
+    if len(means) < 2:
+        return torch.full((), means[0][0] if means else 0, device=sums.groups.device)
+    worst, largest = means[0]
+    for group, mean in means[1:]:
+        is_worse = mean >= largest
+        worst, largest = torch.where(is_worse, group, worst), torch.where(is_worse, mean, largest)
     return worst
 
 

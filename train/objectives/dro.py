@@ -106,10 +106,7 @@ class RobustMean(Objective):
         assert tokens.loss is not None
         q = self._log_q(tokens.loss.detach()).exp() if decision is None else decision.to(tokens.loss.dtype)
         q = q / _present(q, counts)
-        weights = 0
-        for group, size in enumerate(counts.groups):
-            weights = weights + tokens.share_of(group) * (q[group] / (size or 1))
-        return weights
+        return tokens.by_group([q[group] / (size or 1) for group, size in enumerate(counts.groups)])
 
     def value(self, sums: Sums, counts: Counts, moment: Moment) -> "Tensor":
         """Return the mean of the groups' means under q."""

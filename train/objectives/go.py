@@ -162,10 +162,8 @@ class GroupOptimization(Objective):
         if not self._is_by_document:
             if decision is None:  # only where lambda is 0
                 return plain * tokens.supervised
-            in_worst = 0
-            for group, size in enumerate(counts.groups):
-                in_worst = in_worst + tokens.share_of(group) * ((decision == group) / (size or 1))
-            return plain + lambda_ * in_worst
+            of_worst = [(decision == group) / (size or 1) for group, size in enumerate(counts.groups)]
+            return plain + lambda_ * tokens.by_group(of_worst)
         means = document_means(tokens)
         worst_of_each, _ = worst_of_documents(means)
         size = means.size.gather(0, worst_of_each[None])[0].clamp(min=1)

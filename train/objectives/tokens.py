@@ -42,7 +42,23 @@ class Tokens:
             return self.share if group == 1 else (1 - self.share) * self.supervised
         if self.group is None:
             return self.supervised
-        return (self.group == group) & self.supervised
+        of_group = self.group == group
+        return of_group if group else of_group & self.supervised
+
+    def by_group(self, values: "list[Tensor]") -> "Tensor":
+        """Return each token's value of its group, [T]: the sum over groups of share × value.
+
+        Args:
+            values: one of each group, without dimensions.
+
+        Returns:
+            What it is where not supervised does not matter.
+        """
+        import torch
+
+        if self.share is not None:
+            return (1 - self.share) * values[0] + self.share * values[1]
+        return values[0] if self.group is None else torch.stack(values)[self.group]
 
 
 class Sums(NamedTuple):
@@ -63,7 +79,7 @@ class Sums(NamedTuple):
         """Return all sums in one vector [G + S]."""
         import torch
 
-        return torch.cat([self.groups, self.own])
+        return torch.cat([self.groups, self.own]) if len(self.own) else self.groups
 
     @staticmethod
     def unstack(values: "Tensor", num_groups: int) -> "Sums":

@@ -132,7 +132,9 @@ class Curves:
             return torch.zeros(0, 0)
         stacked = torch.stack([step.sums for step in self._steps])
         local = [index for index, step in enumerate(self._steps) if not step.is_reduced]
-        if local:
+        if len(local) == len(self._steps):
+            stacked = reduce(stacked)
+        elif local:
             stacked[local] = reduce(stacked[local])
         return stacked.cpu()
 
@@ -150,9 +152,9 @@ class Curves:
         line = {"loss_all": float(sums.groups.sum()) / counts.supervised}
         if not self.has_groups:
             return line
-        names = group_names(self.num_groups)
+        names, totals = group_names(self.num_groups), sums.groups.tolist()
         means = {
-            group: float(sums.groups[group]) / counts.groups[group]
+            group: totals[group] / counts.groups[group]
             for group in reversed(range(self.num_groups))
             if counts.groups[group] > 0
         }
