@@ -86,7 +86,7 @@ def compare(
     """
     found = find_runs(directories)
     points = make_points(found.runs)
-    documents = {run.directory: held for run in found.runs if (held := read_documents(run))}
+    documents = {run.directory: read_documents(run) for run in found.runs}
     benchmarks = {run.directory: read_benchmarks(run) for run in found.runs}
     common = check_pool(found.runs, documents, benchmarks)
     base = choose_baseline(points, baseline)

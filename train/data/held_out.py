@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 TOKEN_NUMBER = "token_number"  # list<int64>: each token's place among all held-out ones
 PREDICTED = "predicted"  # list<bool>: supervised, and not a document's first token
 DOCUMENTS_NAME = "eval_documents.parquet"
+HELD_OUT_NAME = "held_out"  # a directory: the same of other shards, a file each
 METADATA_KEY = b"sft_go"
 
 

@@ -1,16 +1,22 @@
 """`eval_documents.parquet` of any checkpoint: the same file that a run with --eval_fraction leaves at its end.
 
 What enters: a checkpoint, shards, and what chooses documents and groups. What leaves: the file, in the folder of the
-results, made by the trainer's own evaluation pass: batches, ranks, precision and loss are those of `train run`.
+results, made by the trainer's own evaluation pass: batches, ranks, precision and loss are those of `train run`. Beside
+a run it is `held_out/<name>.parquet`, since the run has a file of its own shards already.
 """
 
+import json
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from common.errors import UserError
 from common.thresholds import Ties
+from train.data.held_out import METADATA_KEY
 from train.evaluation.checkpoints import Checkpoint
 
 
@@ -30,13 +36,14 @@ class Questions:
     seed: int  # of the tiny model
 
 
-def write_documents(checkpoint: Checkpoint, questions: Questions) -> dict[str, Any]:
-    """Write the file and return its sums: `documents`, `tokens`, `loss` and, by column, tokens and loss.
+def write_documents(checkpoint: Checkpoint, questions: Questions, path: Path) -> tuple[dict[str, Any], bool]:
+    """Write the file and return its sums (`documents`, `tokens`, `loss` and, by column, tokens and loss; empty on other
+    ranks than the first), and whether the file was there already, of this checkpoint and these questions.
 
     Raises:
         UserError: shards, checkpoint and settings do not fit together.
     """
-    from train.data.held_out import DOCUMENTS_NAME, evaluation_facts, load_held_out
+    from train.data.held_out import evaluation_facts, load_held_out
     from train.data.loading import open_shards
     from train.data.yardsticks import plan_yardsticks
     from train.loop.held_out import held_out_losses
@@ -44,6 +51,11 @@ def write_documents(checkpoint: Checkpoint, questions: Questions) -> dict[str, A
     shards = open_shards(questions.shards)
     yardsticks = plan_yardsticks(shards, questions.eval_groupers, questions.eta, questions.ties)
     length = questions.max_length or max(s.manifest.max_length for s in shards)
+    facts = evaluation_facts(checkpoint.name, questions.eval_seed, questions.eval_fraction, shards)
+    if checkpoint.model != "tiny":
+        facts |= {"checkpoint_hash": checkpoint.content_hash(), "max_length": length}
+        if (table := _kept(path, facts | asdict(yardsticks))) is not None:
+            return _sums(table), True
     with tempfile.TemporaryDirectory(prefix="sft-go-") as work:
         args, tokenizer, model = _load(checkpoint, shards, questions, length, work)
         chosen = (length, questions.eval_fraction, questions.eval_seed)
@@ -55,15 +67,29 @@ def write_documents(checkpoint: Checkpoint, questions: Questions) -> dict[str, A
             )
         trainer = _trainer(args, tokenizer, model, rows)
         losses = held_out_losses(trainer, held_out)
-        facts = evaluation_facts(checkpoint.name, questions.eval_seed, questions.eval_fraction, shards)
         sums: dict[str, Any] = {}
         if trainer.is_world_process_zero():
-            checkpoint.out.mkdir(parents=True, exist_ok=True)
-            table = held_out.write(checkpoint.out / DOCUMENTS_NAME, losses, **facts)
-            sums = {"documents": table.num_rows, "eval_hash": held_out.eval_hash()}
-            sums |= {name: sum(table[name].to_pylist()) for name in table.column_names if name != "document_id"}
+            path.parent.mkdir(parents=True, exist_ok=True)
+            sums = _sums(held_out.write(path, losses, **facts))
         trainer.accelerator.wait_for_everyone()
-    return sums
+    return sums, False
+
+
+def _kept(path: Path, facts: dict[str, Any]) -> pa.Table | None:
+    """Return the file's table, if it says these facts of itself."""
+    if not path.is_file():
+        return None
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError):
+        return None  # what cannot be read is written anew
+    said = json.loads((table.schema.metadata or {}).get(METADATA_KEY, b"{}"))
+    return table if json.loads(json.dumps(facts)).items() <= said.items() else None
+
+
+def _sums(table: pa.Table) -> dict[str, Any]:
+    names = [name for name in table.column_names if name != "document_id"]
+    return {"documents": table.num_rows, **{name: sum(table[name].to_pylist()) for name in names}}
 
 
 def _load(checkpoint: Checkpoint, shards: Any, questions: Questions, length: int, work: str) -> tuple[Any, Any, Any]:

@@ -96,8 +96,9 @@ def write_documents(
     eval_hash: str = "e" * 64,
     eta: float = 0.7,
     ids: Sequence[str] | None = None,
+    in_set: str | None = None,
 ) -> None:
-    """Write eval_documents.parquet; `important` is {column: (tokens, losses)}."""
+    """Write eval_documents.parquet, or held_out/<in_set>.parquet; `important` is {column: (tokens, losses)}."""
     columns: dict = {
         "document_id": list(ids) if ids is not None else [f"d{index}" for index in range(len(losses))],
         "tokens": np.asarray(tokens, np.int64),
@@ -113,7 +114,9 @@ def write_documents(
         "eval_seed": 0,
     }
     table = pa.table(columns).replace_schema_metadata({b"sft_go": json.dumps(metadata).encode()})
-    pq.write_table(table, directory / "eval_documents.parquet")
+    path = directory / (f"held_out/{in_set}.parquet" if in_set else "eval_documents.parquet")
+    path.parent.mkdir(exist_ok=True)
+    pq.write_table(table, path)
 
 
 def write_task(

@@ -229,6 +229,36 @@ def test_values_are_what_the_files_say(tmp_path):
     assert values["loss/tfidf, eta 0.7/worst"] == pytest.approx(max(by_group))
 
 
+def test_documents_of_other_shards_are_columns_of_their_own(tmp_path):
+    rng = np.random.default_rng(0)
+    loss, important = rng.random(40) * TOKENS, TOKENS // 3
+    for name, seed in (("a", 1), ("b", 2)):
+        write_documents(held_out(write_run(tmp_path / name, seed)), loss, TOKENS, in_set="lima", eval_hash="f" * 64)
+        held_out(write_run(tmp_path / f"go-{name}", seed, "go"))
+        write_documents(
+            tmp_path / f"go-{name}",
+            loss + 2 * TOKENS,
+            TOKENS,
+            {"tfidf": (important, important)},
+            "f" * 64,
+            in_set="lima",
+        )
+    made = compare([tmp_path])
+    assert [column.key for column in made.main_columns] == ["loss", "loss@lima"]
+    assert made.headline.key == "loss"
+    lima = made.main_columns[1]
+    assert lima.title == "Held-out loss, lima"
+    assert lima.measures[tmp_path / "a"].value == pytest.approx(loss.sum() / TOKENS.sum())
+    differences = {d.column.key: d.estimate.difference for d in made.family("baseline")}
+    assert differences["loss"] == pytest.approx(0.0, abs=1e-12)
+    assert differences["loss@lima"] == pytest.approx(2.0)
+    assert "loss@lima/tfidf, eta 0.7/important" in [column.key for column in made.yardsticks]
+    assert made.common.other_sets == {"lima": 40}
+    write_documents(tmp_path / "b", loss, TOKENS, in_set="lima", eval_hash="1" * 64)
+    with pytest.raises(UserError, match="held-out documents of lima: expected one set, found 2"):
+        compare([tmp_path])
+
+
 def test_other_yardsticks_are_other_columns(tmp_path):
     held_out(write_run(tmp_path / "a", 1))
     held_out(write_run(tmp_path / "b", 1, "go", eta=0.9), eta=0.9)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pyarrow.parquet as pq
 import pytest
@@ -38,7 +39,8 @@ def evaluate(place, target, out, *words):
 def test_of_a_runs_checkpoint_it_is_the_runs_own_file(place, capsys):
     assert evaluate(place, place / "run", "again") == 0
     (expected, facts), (found, other_facts) = opened(place / "run"), opened(place / "again")
-    assert other_facts == {**facts, "model": str(place / "run")}
+    assert len(other_facts.pop("checkpoint_hash")) == 64
+    assert other_facts == {**facts, "model": str(place / "run"), "max_length": 64}
     for name, values in expected.items():
         assert found[name] == (values if name == "document_id" else pytest.approx(values, rel=1e-5)), name
     out = capsys.readouterr().out
@@ -54,6 +56,39 @@ def test_of_the_untrained_model(place, tokenizer):
     assert sum(untrained["loss"]) / sum(untrained["tokens"]) == pytest.approx(math.log(len(tokenizer)), abs=0.1)
     assert trained["tokens"] == untrained["tokens"]
     assert trained["loss"] != untrained["loss"]
+
+
+def test_of_other_shards_beside_every_run_of_a_sweep(place, tokenizer, capsys):
+    sweep = place / "sweep"
+    for seed in ("1", "2"):
+        shutil.copytree(place / "run", sweep / "runs" / "sft" / seed)
+    (sweep / "runs" / "sft" / "3").mkdir()
+    (sweep / "sweep.json").write_text("{}")
+    write_shards(place / "other", tokenizer, 9, COLUMNS)
+    ask = [str(sweep), "--shards", str(place / "other"), "--eval_fraction", "1", "--use_cpu", "--eta", "0.6"]
+    capsys.readouterr()
+    assert run(ask) == 0
+    said = capsys.readouterr().out
+    assert said.count("written: ") == 2
+    assert "left out  sft/3: not finished" in said
+    files = [sweep / "runs" / "sft" / seed / "held_out" / "other.parquet" for seed in ("1", "2")]
+    first, second = (pq.read_table(file) for file in files)
+    assert first.num_rows == 9
+    assert first["loss"] == second["loss"]
+    # killed in between, or asked again: only what is not there, or is of another checkpoint, is asked
+    files[1].write_bytes(b"half")
+    tokens = (sweep / "runs" / "sft" / "1" / "generation_config.json").read_text()
+    assert run(ask) == 0
+    said = capsys.readouterr().out
+    assert (said.count("kept from before: "), said.count("written: ")) == (1, 1)
+    (sweep / "runs" / "sft" / "1" / "generation_config.json").write_text(tokens + " ")
+    assert run([*ask, "--eval_groupers", "first"]) == 0
+    assert capsys.readouterr().out.count("written: ") == 2
+    assert "second.important_loss" not in pq.read_schema(files[0]).names
+    assert run([str(place / "run"), *ask[1:], "--name", "nine"]) == 0
+    assert pq.read_table(place / "run" / "held_out" / "nine.parquet")["loss"] == first["loss"]
+    with pytest.raises(UserError, match="--name a/b: expected letters"):
+        run([*ask, "--name", "a/b"])
 
 
 def test_other_questions_have_another_hash(place):

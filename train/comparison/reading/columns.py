@@ -22,6 +22,9 @@ PERCENT = 100.0
 LOWER = ("perplexity", "bits_per_byte", "loss", "brier", "ter")
 
 
+Held = Mapping[Path, Mapping[tuple[str, str], Measure]]  # of one set of documents, by the run's directory
+
+
 @dataclass(frozen=True)
 class Column:
     """One question that runs were asked."""
@@ -43,7 +46,7 @@ class Column:
 
 def make_columns(
     runs: Sequence[Run],
-    documents: Mapping[Path, Documents],
+    documents: Mapping[Path, Mapping[str, Documents]],
     benchmarks: Mapping[Path, Benchmarks],
     wanted: Sequence[str] = (),
 ) -> list[Column]:
@@ -52,7 +55,10 @@ def make_columns(
     Raises:
         UserError: an unknown column.
     """
-    held = {place: document_measures(one) for place, one in documents.items()}
+    held = {
+        name: {place: document_measures(sets[name]) for place, sets in documents.items() if name in sets}
+        for name in sorted({name for sets in documents.values() for name in sets})
+    }
     results = {place: benchmark_measures(one) for place, one in benchmarks.items()}
     main = []
     names = list(dict.fromkeys(name for run in runs for name in results.get(run.directory, ())))
@@ -61,28 +67,35 @@ def make_columns(
     for suite, name in names:
         measures = {run.directory: m for run in runs if (m := results[run.directory].get((suite, name)))}
         main.append(_benchmark(suite, name, measures, several))
-    if held:
-        main.append(Column(LOSS, "Held-out loss", "main", "lower", "nats/token", 1.0, 4, _pick(held, ("", "all"))))
+    losses = [_loss(name, "", ("", "all"), measures) for name, measures in held.items()]
     averages = [column for column in main if column.key.endswith("/average")]
-    headline = averages[0] if averages else main[-1] if held else main[0] if main else None
+    headline = next(iter([*averages, *losses, *main]), None)
+    main += losses
     main.sort(key=lambda column: column is not headline)  # stable
     if wanted:
         main = _choose(main, wanted)
-    return main + _yardsticks(held)
+    return main + [column for name, measures in held.items() for column in _yardsticks(name, measures)]
 
 
-def _yardsticks(held: Mapping[Path, Mapping[tuple[str, str], Measure]]) -> list[Column]:
+def is_loss(column: Column) -> bool:
+    """Return whether a column is the loss of all tokens of a set of held-out documents."""
+    return column.table == "main" and column.key.partition("@")[0] == LOSS
+
+
+def _yardsticks(name: str, held: Held) -> list[Column]:
     labels = dict.fromkeys(label for measures in held.values() for label, _ in measures if label)
-    return [
-        Column(f"{LOSS}/{label}/{group}", f"{label}: {group}", "yardstick", "lower", "nats/token", 1.0, 4, measures)
-        for label in labels
-        for group in ("important", "unimportant", "worst")
-        if (measures := _pick(held, (label, group)))
-    ]
+    keys = [(label, group) for label in labels for group in ("important", "unimportant", "worst")]
+    return [column for key in keys if (column := _loss(name, f"/{'/'.join(key)}", key, held)).measures]
 
 
-def _pick(held: Mapping[Path, Mapping], key: tuple[str, str]) -> dict[Path, Measure]:
-    return {place: measures[key] for place, measures in held.items() if key in measures}
+def _loss(name: str, ending: str, key: tuple[str, str], held: Held) -> Column:
+    """Return a column of one set of held-out documents: `loss`, `loss@lima`, `loss@lima/tfidf, eta 0.7/important`."""
+    measures = {place: each[key] for place, each in held.items() if key in each}
+    label, group = key
+    title = f"{label}: {group}" if label else "Held-out loss"
+    table = "yardstick" if label else "main"
+    title, set_key = (f"{title}, {name}", f"{LOSS}@{name}") if name else (title, LOSS)
+    return Column(set_key + ending, title, table, "lower", "nats/token", 1.0, 4, measures)
 
 
 def _benchmark(suite: str, name: str, measures: dict[Path, Measure], several: bool) -> Column:

@@ -1,8 +1,8 @@
 """The held-out documents of a run: columns of losses, by every yardstick.
 
-What enters: `eval_documents.parquet` of each run. What leaves: columns over documents: the loss of all tokens, and by
-the groups of each score column the loss of important, of unimportant tokens, and of the worse of the two. Next:
-`columns.py`.
+What enters: `eval_documents.parquet` of each run, and `held_out/<name>.parquet`, the same of other shards. What leaves:
+columns over documents: the loss of all tokens, and by the groups of each score column the loss of important, of
+unimportant tokens, and of the worse of the two. Next: `columns.py`.
 
 A yardstick's groups depend on eta and on the tie rule, so both are in its name: runs measured by other groups
 are in other columns, and are never subtracted.
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import UserError
-from train.comparison.reading.runs import DOCUMENTS_NAME, Run
+from train.comparison.reading.runs import DOCUMENTS_NAME, HELD_OUT_NAME, Run
 from train.comparison.statistics.measures import Measure, ratio
 
 ITEM_SET = "held-out documents"
@@ -26,9 +26,10 @@ METADATA_KEY = b"sft_go"
 
 @dataclass(frozen=True)
 class Documents:
-    """One run's held-out documents."""
+    """Held-out documents of one run."""
 
     path: Path
+    name: str  # of the set: "" of the run's own shards
     ids: tuple[str, ...]
     metadata: dict[str, Any]
     table: dict[str, np.ndarray]  # tokens, loss, <column>.important_tokens, <column>.important_loss
@@ -39,18 +40,22 @@ class Documents:
         return self.metadata.get("eval_hash")
 
 
-def read_documents(run: Run) -> Documents | None:
-    """Return a run's held-out documents, None where it has none.
+def read_documents(run: Run) -> dict[str, Documents]:
+    """Return a run's sets of held-out documents by name, its own ("") first.
 
     Raises:
-        UserError: the file is damaged, or not what `train run` writes.
+        UserError: a file is damaged, or not what `train run` writes.
     """
+    own, others = run.directory / DOCUMENTS_NAME, run.directory / HELD_OUT_NAME
+    found = {"": own} if own.is_file() else {}
+    found |= {path.stem: path for path in sorted(others.glob("*.parquet"))}
+    return {name: _read(path, name) for name, path in found.items()}
+
+
+def _read(path: Path, name: str) -> Documents:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    path = run.directory / DOCUMENTS_NAME
-    if not path.is_file():
-        return None
     try:
         table = pq.read_table(path)
         metadata = json.loads((table.schema.metadata or {}).get(METADATA_KEY, b"{}"))
@@ -69,20 +74,20 @@ def read_documents(run: Run) -> Documents | None:
         ) from error
     if missing:
         raise UserError(f"{path}: expected the columns document_id, tokens and loss; {', '.join(missing)} is missing.")
-    return Documents(path, ids, metadata, numbers)
+    return Documents(path, name, ids, metadata, numbers)
 
 
 def document_measures(documents: Documents) -> dict[tuple[str, str], Measure]:
     """Return {(yardstick, group): measure}; ("", "all") is the loss of all tokens, in nats a token."""
-    table = documents.table
+    table, items = documents.table, f"{ITEM_SET} {documents.name}"
     tokens, loss = table["tokens"], table["loss"]
-    measures = {("", "all"): ratio(ITEM_SET, loss, tokens)}
+    measures = {("", "all"): ratio(items, loss, tokens)}
     for column in yardsticks(documents):
         count, part = table[f"{column}.important_tokens"], table[f"{column}.important_loss"]
         label = yardstick_label(documents, column)
         groups = {
-            "important": ratio(ITEM_SET, part, count),
-            "unimportant": ratio(ITEM_SET, loss - part, tokens - count),
+            "important": ratio(items, part, count),
+            "unimportant": ratio(items, loss - part, tokens - count),
         }
         present = [measure for measure in groups.values() if not np.isnan(measure.value) or measure.parts]
         measures |= {(label, group): measure for group, measure in groups.items() if measure in present}

@@ -25,10 +25,11 @@ class Common:
     eval_hash: str | None
     num_documents: int
     tasks: dict[str, dict[str, Any]]  # version, num_fewshot, limit, number of items
+    other_sets: dict[str, int]  # held-out documents of other shards, by the set's name
 
 
 def check_pool(
-    runs: Sequence[Run], documents: Mapping[Path, Documents], benchmarks: Mapping[Path, Benchmarks]
+    runs: Sequence[Run], documents: Mapping[Path, Mapping[str, Documents]], benchmarks: Mapping[Path, Benchmarks]
 ) -> Common:
     """Return what the runs share.
 
@@ -43,15 +44,19 @@ def check_pool(
         "held-out documents (eval_hash; --eval_seed, --eval_fraction and the shards choose them)",
         lambda value: value[:SHOWN],
     )
-    held = list(documents.values())
-    others = {one.eval_hash for one in held if one.eval_hash}
-    if not problems and len(others) > 1:
-        problems.append(
-            f"held-out documents: expected one set, found {len(others)}: "
-            + "; ".join(f"{one.path} {str(one.eval_hash)[:SHOWN]}" for one in _first_of_each(held))
-        )
-    if not problems:
-        problems += check_same_documents(held)
+    held = {
+        name: [sets[name] for sets in documents.values() if name in sets]
+        for name in sorted({name for sets in documents.values() for name in sets})
+    }
+    for name, same in held.items() if not problems else ():
+        first = _first_of_each(same)
+        if len(first) > 1:
+            problems.append(
+                f"held-out documents{' of ' * bool(name)}{name}: expected one set, found {len(first)}: "
+                + "; ".join(f"{one.path} {str(one.eval_hash)[:SHOWN]}" for one in first)
+            )
+        else:
+            problems += check_same_documents(same)
     tasks: dict[str, dict[str, Any]] = {}
     for name in dict.fromkeys(name for one in benchmarks.values() for name in one.tasks):
         having = [run for run in runs if name in benchmarks[run.directory].tasks]
@@ -70,8 +75,10 @@ def check_pool(
         )
     raise_together(problems)
     hashes = _manifests(trained[0]) if trained else ()
-    eval_hash = next(iter(others), None)
-    return Common(hashes, eval_hash, len(held[0].ids) if held else 0, tasks)
+    own = held.get("", [])
+    eval_hash = next((one.eval_hash for one in own if one.eval_hash), None)
+    other_sets = {name: len(same[0].ids) for name, same in held.items() if name}
+    return Common(hashes, eval_hash, len(own[0].ids) if own else 0, tasks, other_sets)
 
 
 def _differences(runs: Sequence[Run], value: Callable[[Run], Any], what: str, text: Callable[[Any], str]) -> list[str]:

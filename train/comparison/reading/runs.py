@@ -17,6 +17,7 @@ RUN_NAME = "run.json"
 SWEEP_NAME = "sweep.json"
 FAILED_NAME = "failed.json"
 DOCUMENTS_NAME = "eval_documents.parquet"
+HELD_OUT_NAME = "held_out"  # the same of other shards, a file each
 EVALUATION_NAME = "evaluation"
 METRICS_NAME = "metrics.jsonl"
 
@@ -85,6 +86,7 @@ def _read(directory: Path, found: Found, seen: set[Path]) -> None:
     elif (
         (directory / RUN_NAME).is_file()
         or (directory / DOCUMENTS_NAME).is_file()
+        or (directory / HELD_OUT_NAME).is_dir()
         or (directory / EVALUATION_NAME).is_dir()
     ):
         _add(found, seen, directory)

@@ -7,7 +7,7 @@ What enters: a `Comparison`. What leaves: a value for `json.dumps`. NaN is null,
     draws, seed, level        of the resampling; draws null: as many as the table needs, at least 10,000
     baseline, headline        a point's name, a column's key
     findings         sentences
-    pool             manifest_hashes, eval_hash, num_documents, tasks: what all runs share
+    pool             manifest_hashes, eval_hash, num_documents, tasks, other_sets: what all runs share
     points[]         name, control_of, series, settings (all that make the point), varying,
                      runs[]: directory, seed, command, steps, redone, device, versions, worst_group_switches,
                              tokens_seen, tokens_per_s, train_runtime_s, files {name: sha256} (what was read)

@@ -41,6 +41,7 @@ def facts(comparison: Comparison) -> list[tuple[str, str]]:
     rows = [("shards, manifest sha256", ", ".join(common.manifest_hashes) or "unknown")]
     if common.num_documents:
         rows.append(("held-out documents", f"{common.num_documents:,}, eval hash {common.eval_hash}"))
+    rows += [(f"held-out documents, {name}", f"{number:,}") for name, number in common.other_sets.items()]
     for name, asked in list(common.tasks.items())[:80]:
         limit = "" if asked["limit"] is None else f", limit {asked['limit']}"
         words = f"version {asked['version']}, {asked['num_fewshot']} shots{limit}, {asked['items']:,} items"
