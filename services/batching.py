@@ -54,6 +54,8 @@ class Worker:
         self.state: State = "new"
         self.reason = ""
         self._waiting: deque[Item] = deque()
+        self._waiting_tokens = 0
+        self._room = 0  # tokens that wake the thread: what its batch still takes; 0 where it has nothing to do
         self._changed = threading.Condition()
         self.thread = threading.Thread(target=self._run, name=f"grouper-{name}", daemon=True)
         metrics.watch(name, lambda: len(self._waiting), lambda: float(self.state == "ready"))
@@ -83,7 +85,11 @@ class Worker:
                     {"Retry-After": "1"},
                 )
             self._waiting.extend(Item(job, number) for number in range(len(documents)))
-            self._changed.notify()
+            self._waiting_tokens += sum(document.num_tokens for document in documents)
+            # A thread that waits for company is not woken for each document: the event loop would give the interpreter
+            # up to it, and wait to have it back, as often.
+            if self._waiting_tokens >= self._room:
+                self._changed.notify()
         return job
 
     def abandon(self, job: Job) -> None:
@@ -93,6 +99,7 @@ class Worker:
             kept = [item for item in self._waiting if item.job is not job]
             self.metrics.abandoned.labels(self.name).inc(len(self._waiting) - len(kept))
             self._waiting = deque(kept)
+            self._waiting_tokens = sum(item.document.num_tokens for item in kept)
 
     def stop(self) -> None:
         """End the thread after what is queued."""
@@ -135,22 +142,29 @@ class Worker:
             while not self._waiting:
                 if self.state == "stopped":
                     return []
+                self._room = 0
                 self._changed.wait()
-            items = [self._waiting.popleft()]
+            items = [self._pop()]
             tokens = items[0].document.num_tokens
             until = time.monotonic() + self.batch_window_s
             while tokens < self.max_batch_tokens:
                 if self._waiting:
                     if tokens + self._waiting[0].document.num_tokens > self.max_batch_tokens:
                         break
-                    items.append(self._waiting.popleft())
+                    items.append(self._pop())
                     tokens += items[-1].document.num_tokens
                     continue
                 left = until - time.monotonic()
                 if left <= 0 or self.state == "stopped":
                     break
+                self._room = self.max_batch_tokens - tokens
                 self._changed.wait(left)
             return items
+
+    def _pop(self) -> Item:
+        item = self._waiting.popleft()
+        self._waiting_tokens -= item.document.num_tokens
+        return item
 
     def _score(self, items: list[Item]) -> None:
         """Score a batch; when it cannot be scored as a whole, one document at a time."""

@@ -104,6 +104,54 @@ def test_the_window_waits_for_company_and_no_longer():
     assert 0.45 < seconds < 5
 
 
+def test_a_full_batch_does_not_wait_for_the_window():
+    async def scenario() -> tuple[list[int], float]:
+        worker, gate = start(max_batch_tokens=12, window_s=30.0)
+        gate.opened.set()
+        started = asyncio.get_running_loop().time()
+        one = worker.submit([document("a")])
+        await asyncio.sleep(0.2)  # the window is open, with room for 8 tokens
+        full = worker.submit([document("b"), document("c")])
+        await asyncio.wait_for(asyncio.gather(one.future, full.future), 20)
+        wide = worker.submit([document("d", 5)])
+        await asyncio.sleep(0.2)
+        worker.submit([document("e", 9)])  # does not fit: the batch before it is as full as it gets
+        await asyncio.wait_for(wide.future, 20)
+        return gate.calls, asyncio.get_running_loop().time() - started
+
+    calls, seconds = asyncio.run(scenario())
+    assert calls[:3] == [1, 3, 1]
+    assert seconds < 15
+
+
+def test_in_the_window_the_thread_sleeps():
+    """Each waking takes the interpreter from the event loop, which has to wait to get it back."""
+
+    async def scenario() -> tuple[list[int], list[float]]:
+        worker, gate = start(window_s=0.6)
+        gate.opened.set()
+        woken, wait = [], worker._changed.wait
+
+        def counted(timeout: float | None = None) -> bool:
+            answer = wait(timeout)
+            woken.append(timeout or 0.0)
+            return answer
+
+        worker._changed.wait = counted  # type: ignore[method-assign]
+        await worker.submit([document("first")]).future
+        woken.clear()
+        jobs = []
+        for number in range(10):
+            jobs.append(worker.submit([document(str(number))]))
+            await asyncio.sleep(0.02)
+        await asyncio.gather(*(job.future for job in jobs))
+        return gate.calls, woken
+
+    calls, woken = asyncio.run(scenario())
+    assert calls == [1, 1, 10]
+    assert len(woken) <= 2  # by the first document, and by the end of the window
+
+
 def test_the_queue_takes_a_request_whole_or_not_at_all():
     async def scenario() -> None:
         worker, gate = start(max_queue=3)
