@@ -92,4 +92,5 @@ def device_name() -> str:
     """Return the machine's accelerator, or its processor."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{platform.processor() or platform.machine()}, {threads} thread{'' if threads == 1 else 's'}"

@@ -82,7 +82,7 @@ def write_run(
         "final_metrics": {"train_runtime": steps / 2},
         "shards": [{"path": "shards", "manifest_sha256": manifest, "documents": 371, "tokenizer": "sample"}],
         "versions": {"sft-go": "0.1.0", "torch": "2.13.0+cpu", "python": "3.11.7"},
-        "device": "x86_64, 1 threads",
+        "device": "x86_64, 1 thread",
     }
     (directory / "run.json").write_text(json.dumps(content))
     return directory

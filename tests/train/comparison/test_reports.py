@@ -126,6 +126,18 @@ def test_nothing_is_found_where_nothing_is(tmp_path):
     assert "better than sft" not in said
 
 
+def test_on_a_narrow_terminal_a_point_is_a_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    name, go = "go-tfidf-eta0.5", {"objective": "go", "eta": 0.5}
+    points = {"sft": {}, name: go, f"{name}.permuted": {**go, "permuted": True, "control_of": name}}
+    code, out, _ = train_compare(capsys, write_sweep(tmp_path / "long", points), "--draws", 100)
+    assert code == 0
+    rows = [line for line in out.splitlines() if "±" in line]
+    assert [row.split()[0] for row in rows] == list(points)
+    assert all(len(row) <= 80 for row in rows)
+    assert rows[1].split()[-1].replace(".", "").strip("<").isdecimal()  # up to its p
+
+
 def test_two_plain_runs_the_first_is_the_baseline(tmp_path, capsys):
     rng = np.random.default_rng(0)
     for name, shift in (("one", 0.0), ("two", 0.2)):

@@ -19,9 +19,11 @@ def print_comparison(comparison: Comparison) -> None:
     for sentence in findings(comparison):
         console.print(sentence, markup=False)
     unit = difference_unit(column)
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    # Narrow: a sweep's names, such as go-tfidf-eta0.5.permuted, are to stand in one line of 80 characters.
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1), collapse_padding=True)
     table.add_column("point", overflow="fold", min_width=12)
-    for head, under in ((column.title, column.unit), (f"− {base}", unit), ("95 % interval", unit), ("p", "corrected")):
+    under_base = "" if unit == column.unit else unit
+    for head, under in ((column.title, column.unit), (f"− {base}", under_base), ("95 % interval", unit), ("p", "Holm")):
         table.add_column(f"{head}\n{under}", justify="right", no_wrap=True)
     for point in comparison.points:
         cells = [point.name, summary_text(comparison.summary(point, column), column)]
@@ -31,4 +33,4 @@ def print_comparison(comparison: Comparison) -> None:
         table.add_row(
             *(cell.replace("[", "\\[") for cell in cells), style="bold" if d is not None and d.holds else None
         )
-    console.print(table)
+    console.print("", table, "", sep="\n")
