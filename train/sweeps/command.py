@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError, raise_together
+from train.objectives.reads import is_true
 from train.settings.parser import CommandParser
 from train.sweeps import state
 from train.sweeps.estimates import disk_line, dry_run_lines
 from train.sweeps.file import SweepFile, read_sweep_file
 from train.sweeps.points import Point, effective, make_points
-from train.sweeps.reads import is_true
 from train.sweeps.runner import Placement, Stopped, run_all
 from train.sweeps.state import Run, run_state
 

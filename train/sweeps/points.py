@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.errors import UserError
+from train.objectives.reads import OF_GROUPS, has_groups, is_true, objective_flags, objective_name, unread_settings
 from train.settings.arguments import OF_EVERY_OBJECTIVE
 from train.settings.flags import DEFAULT_ETA
 from train.settings.recipes import read_preset
 from train.sweeps.file import SweepFile
-from train.sweeps.reads import OF_GROUPS, has_groups, is_true, objective_flags, objective_name, unread_settings
 
 CONTROL_SUFFIX = ".permuted"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,119}")

@@ -6,9 +6,9 @@ import pytest
 
 from tests.train.objectives import own
 from train.objectives import OBJECTIVES
+from train.objectives.reads import unread_settings
 from train.sweeps.file import SweepFile
 from train.sweeps.points import effective, make_points, words
-from train.sweeps.reads import unread_settings
 from train.sweeps.validation import check_points
 
 
