@@ -47,6 +47,9 @@ def test_a_setting_that_the_objective_does_not_read_makes_no_point(tmp_path):
     write_run(tmp_path / "a", 1, eta=0.5, grouper="tfidf")
     write_run(tmp_path / "b", 2, eta=0.9, grouper="frequency")
     assert [point.name for point in points_of(tmp_path)] == ["sft"]
+    write_run(tmp_path / "c", 1, "dft", eta=0.5, grouper="tfidf")  # as every objective says it of itself
+    write_run(tmp_path / "d", 2, "dft", eta=0.9, grouper="frequency")
+    assert [point.name for point in points_of(tmp_path)] == ["sft", "dft"]
 
 
 def test_two_runs_of_one_point_and_seed_are_told_apart_by_their_directories(tmp_path):

@@ -6,6 +6,8 @@ and `--baseline key=value` is looked up in them.
 
 from typing import Any
 
+from train.objectives.reads import unread_settings
+
 # Where a run lies, how it is watched, who runs it: two runs that differ in nothing else are of one point.
 NOT_OF_A_POINT = frozenset(
     [
@@ -49,7 +51,6 @@ NOT_OF_A_POINT = frozenset(
         "model_name_or_path",
     ]
 )
-READ_BY_GO = ("eta", "ties", "worst_over", "lambda_max", "lambda_min", "select_over")
 
 
 def flat_settings(content: dict[str, Any]) -> dict[str, Any]:
@@ -62,14 +63,7 @@ def flat_settings(content: dict[str, Any]) -> dict[str, Any]:
         **objective,
         "grouper": content.get("data", {}).get("column", content.get("run", {}).get("grouper")),
     }
-    name = settings.get("objective")
-    unread: tuple[str, ...] = ()
-    if name == "sft":
-        unread = (*READ_BY_GO, "grouper", "permute_groups", "dynamic_groups")
-    elif name == "rho1":
-        unread = ("ties", "worst_over", "lambda_max", "lambda_min", "dynamic_groups")
-    elif name == "go" and not settings.get("dynamic_groups"):
-        unread = ("select_over",)
+    unread = unread_settings(settings)
     return {name: value for name, value in settings.items() if name not in unread}
 
 
