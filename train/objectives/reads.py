@@ -1,8 +1,8 @@
 """Which settings an objective reads, asked of the registered objectives themselves.
 
-What enters: the effective settings of a point (its preset's, the base's, its own) or of a finished run. What leaves: the
-names of settings that would change nothing, and whether the point has groups, which a control can permute. Next: sweeps
-and comparisons make one point of points that differ only in such settings.
+What enters: the effective settings of a point (its preset's, the base's, its own) or of a finished run. What leaves:
+the names of settings that would change nothing, and whether the point has groups, which a control can permute. Next:
+sweeps and comparisons make one point of points that differ only in such settings.
 """
 
 from collections.abc import Mapping
