@@ -38,6 +38,7 @@ from train.loop.devices import check_processes, one_device
 from train.loop.expected_loss import TokenLosses
 from train.loop.held_out import HeldOutLosses
 from train.loop.isolation import check_isolation
+from train.loop.references import ReferenceCheck
 from train.loop.replay import random_state, replayed
 from train.loop.resume import ResumableTrainer
 from train.loop.sharding import arm_gradient_exchange, keep_sums_exact, share_buckets
@@ -125,6 +126,9 @@ class GOTrainer(ResumableTrainer):
             objective, Curves(objective, plan.column is not None, plan.num_groups), TokenLosses(num_ids, args.device)
         )
         self.held_out = HeldOutLosses()
+        self.reference_check = ReferenceCheck() if plan.dynamic else None
+        if self.reference_check is not None:
+            self.add_callback(self.reference_check)
         self.speed = Speed()
         self.add_callback(SpeedCallback(self))
         self._step: Step | None = None
@@ -242,7 +246,10 @@ class GOTrainer(ResumableTrainer):
             more["entropy"] = outputs.entropy.detach().float().flatten()
         if self.anchor is not None:
             more["divergence"] = self.anchor.divergence(inputs, outputs.label_mask).flatten()
-        return self._tokens(-outputs.log_probs.float().flatten(), outputs.label_mask.flatten(), extra, more)
+        tokens = self._tokens(-outputs.log_probs.float().flatten(), outputs.label_mask.flatten(), extra, more)
+        if self.reference_check is not None and self.model.training:
+            self.reference_check.add(tokens)
+        return tokens
 
     def _tokens(self, loss: Tensor, supervised: Tensor, extra: dict[str, Any], more: dict[str, Tensor]) -> Tokens:
         tokens = lay_out(supervised, extra, self.plan.num_groups)
