@@ -9,6 +9,7 @@ Groupers that were fitted on the corpus keep their state, and the manifest says 
 `--refit` they are fitted on all shards, and their columns are written anew.
 """
 
+import hashlib
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +17,7 @@ from annotate.groupers import grouper_class
 from annotate.run.inputs import Inputs, differences, from_manifest, refuse_changes
 from annotate.run.settings import Settings
 from common.errors import UserError
-from common.manifest import Manifest, SourcePart
+from common.manifest import Manifest, SourcePart, render
 from common.shards import shard_name
 
 # What all documents of a directory have in common, whichever source they come from.
@@ -111,11 +112,11 @@ def choose_task(settings: Settings, inputs: Inputs, manifest: Manifest) -> tuple
     return task, inputs, notes
 
 
-def check_unfinished(out: object, before: dict[str, Any] | None, now: dict[str, Any]) -> bool:
+def check_unfinished(out: object, before: dict[str, Any], now: dict[str, Any]) -> bool:
     """Compare what an unfinished run has left beside a finished directory with what is to be done now.
 
     Args:
-        before, now: `work_of` the two; None: of an earlier version, which only added columns.
+        before, now: `work_of` the two.
 
     Returns:
         Whether that work is of use.
@@ -125,8 +126,10 @@ def check_unfinished(out: object, before: dict[str, Any] | None, now: dict[str, 
     """
     if before == now:
         return True
-    if before is None or (before["append"] is None and not before["refit"]):
-        return before is None and now["append"] is None and not now["refit"]
+    if before["manifest"] != now["manifest"]:
+        return False  # it has become the directory's; its run was killed while it cleared up
+    if before["append"] is None and not before["refit"]:
+        return False
     what = " ".join(
         [f"--append of {before['name']}"] * (before["append"] is not None) + ["--refit"] * bool(before["refit"])
     )
@@ -138,9 +141,10 @@ def check_unfinished(out: object, before: dict[str, Any] | None, now: dict[str, 
     )
 
 
-def work_of(task: Task, inputs: Inputs) -> dict[str, Any]:
+def work_of(manifest: Manifest | None, task: Task, inputs: Inputs) -> dict[str, Any]:
     """Return what tells the unfinished work of two commands apart, as JSON values."""
     return {
+        "manifest": hashlib.sha256(render(manifest)).hexdigest() if manifest is not None else None,
         "append": inputs.identity() if task.appends else None,
         "name": inputs.info.name if task.appends else None,
         "refit": sorted(task.refit),

@@ -183,8 +183,8 @@ def _annotate(
         return grouper_class(name).from_parameters(parameters, options)
 
     workspace = Workspace(out, beside=manifest is not None)
-    work = work_of(task, inputs)
-    if manifest is not None and plan is not None and not check_unfinished(out, plan.get("work"), work):
+    work = work_of(manifest, task, inputs)
+    if manifest is not None and plan is not None and not ("work" in plan and check_unfinished(out, plan["work"], work)):
         workspace.forget()
     ledger = Ledger(workspace, manifest, {grouper.name: grouper.columns for grouper in merged}, task)
     job = Job(workspace, inputs, engine, console, ledger, build)

@@ -275,6 +275,23 @@ def test_an_unfinished_append_goes_on_by_its_command_and_no_other(copy, complete
     assert contents(copy, MANIFESTS) == contents(both, MANIFESTS)
 
 
+@pytest.mark.parametrize("kind", ["append", "refit"])
+def test_an_append_that_was_killed_while_it_cleared_up_is_done(copy, files, kind, monkeypatch):
+    """Its manifest holds, and its work is still there."""
+    more = {"data": files["two"], "append": True} if kind == "append" else {"refit": True}
+    if kind == "refit":
+        annotate(copy, data=files["two"], append=True)
+    Place = type(locate(copy))
+    original = Place.delete_tree
+    monkeypatch.setattr(Place, "delete_tree", lambda self: None if self.name == ".work" else original(self))
+    annotate(copy, **more)
+    assert (copy / ".work" / "plan.json").is_file()
+    monkeypatch.undo()
+    whole = contents(copy)
+    assert annotate(copy, **more).already_complete
+    assert contents(copy) == {name: digest for name, digest in whole.items() if not name.startswith(".work")}
+
+
 def test_an_unfinished_column_is_given_up_for_an_append(copy, both, files, monkeypatch):
     drop_grouper(copy, "random")
     stopped(monkeypatch, 2)
