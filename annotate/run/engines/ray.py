@@ -216,6 +216,8 @@ class _ProcessDied(Exception):
     def __init__(self, error: BaseException):
         self.reason = first_line(error)
         kind, text = type(error).__name__, str(error).lower()
-        self.node_lost = kind in ("NodeDiedError", "ObjectLostError", "OwnerDiedError") or (
+        lost = kind in ("NodeDiedError", "ObjectLostError", "OwnerDiedError") or (
             "node" in text and ("died" in text or "dead" in text or "terminated" in text) and "oom" not in text
         )
+        # An OutOfMemoryError speaks of the node too, but it is the item that asks for more than there is.
+        self.node_lost = lost and kind != "OutOfMemoryError"

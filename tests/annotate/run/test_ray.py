@@ -1,16 +1,22 @@
 """The Ray engine: the same shards as the local one, and what happens when a worker fails."""
 
 import os
+import signal
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from rich.console import Console
 
+from annotate.groupers import REGISTRY
+from annotate.groupers.random import Random
 from annotate.run.engines import make_engine
 from annotate.run.engines.base import SetAside
+from annotate.run.engines.ray import _ProcessDied
 from annotate.run.pipeline import run
 from annotate.run.settings import Settings
+from annotate.tokens.batch import Scores
 from common.errors import UserError
 from common.files import sha256_file
 
@@ -84,6 +90,53 @@ def test_an_item_that_kills_its_worker_each_time_is_set_aside_and_the_others_are
     assert isinstance(aside := results.pop(3), SetAside)
     assert aside.reason.startswith("its worker died 3 times, at last with:")
     assert results == {item: item * 10 for item in (0, 1, 2, 4, 5, 6, 7)}
+
+
+class Mortal(Random):
+    """`random`, whose process is killed, as the kernel kills where memory ends, by the first ten shards it meets."""
+
+    name = "mortal"
+    graves: ClassVar[Path]  # a file for each shard that has killed
+
+    def __init__(self, graves: Path):
+        super().__init__(0)
+        self.own_graves = graves
+
+    @classmethod
+    def from_options(cls, options):
+        return cls(cls.graves)
+
+    @property
+    def columns(self):
+        return {"mortal": "importance"}
+
+    def score(self, batch):
+        grave = self.own_graves / str(int(batch.source_rows[0]))
+        if not grave.exists() and len(list(self.own_graves.iterdir())) < 10:
+            grave.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return Scores({"mortal": super().score(batch).columns["mortal"]})
+
+
+def test_a_run_whose_workers_are_killed_ten_times_gives_the_same_bytes(tmp_path, monkeypatch):
+    monkeypatch.setitem(REGISTRY, "mortal", f"{__name__}:Mortal")
+    for engine in ("ray", "local"):
+        Mortal.graves = tmp_path / "graves"
+        Mortal.graves.mkdir(exist_ok=True)
+        settings = Settings("sample", ("tfidf", "mortal"), tmp_path / engine, engine=engine, rows_per_shard=20)
+        run(settings, Console(quiet=True))
+        assert len(list(Mortal.graves.iterdir())) == 10
+    local, ray = ({p.name: sha256_file(p) for p in (tmp_path / e).glob("*.*")} for e in ("local", "ray"))
+    assert len(local) > 15
+    assert ray == local
+
+
+def test_an_item_for_which_memory_ended_is_tried_as_one_whose_worker_died():
+    from ray.exceptions import NodeDiedError, OutOfMemoryError
+
+    low = "Task was killed due to the node running low on memory. Ray terminated this worker; the node is not dead."
+    assert not _ProcessDied(OutOfMemoryError(low)).node_lost
+    assert _ProcessDied(NodeDiedError("The node has died.")).node_lost
 
 
 def test_errors_arrive_as_they_were(tmp_path):
