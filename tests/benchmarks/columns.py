@@ -41,25 +41,28 @@ def main() -> None:
     parser.add_argument("--shards", type=Path, required=True)
     parser.add_argument("--runs", type=int, default=3)
     arguments = parser.parse_args()
-    sides: dict[str, list[float]] = {"random": [], "random + frequency": [], "read and write": []}
+    sides: dict[str, list[tuple[float, float]]] = {"random": [], "random + frequency": [], "read and write": []}
     with tempfile.TemporaryDirectory() as folder:
         for number in range(arguments.runs + 1):
             for side, taken in sides.items():
                 copy = Path(folder) / f"{number} {side}"
                 shutil.copytree(arguments.shards, copy)
-                started = time.perf_counter()
+                started, used = time.perf_counter(), time.process_time()
                 if side == "read and write":
                     read_and_write(copy)
                 else:
                     settings = Settings(None, tuple(side.split(" + ")), copy, engine="local")
                     run(settings, Console(quiet=True))
                 if number:  # the first round imports
-                    taken.append(time.perf_counter() - started)
+                    taken.append((time.perf_counter() - started, time.process_time() - used))
                 shutil.rmtree(copy)
-    alone = statistics.median(sides["read and write"])
+    alone = [statistics.median(values) for values in zip(*sides["read and write"], strict=True)]
     for side, taken in sides.items():
-        median = statistics.median(taken)
-        print(f"{side}: {median:.2f} s, {median / alone:.2f} x reading and writing (wanted: at most 2)")
+        wall, used = (statistics.median(values) for values in zip(*taken, strict=True))
+        print(
+            f"{side}: {wall:.2f} s, {wall / alone[0]:.2f} x reading and writing (wanted: at most 2); "
+            f"{used:.2f} s of processor time, {used / alone[1]:.2f} x"
+        )
 
 
 if __name__ == "__main__":
