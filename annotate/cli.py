@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 from rich.console import Console
@@ -33,7 +33,13 @@ OptionalStr = Optional[str]  # noqa: UP045
 OptionalInt = Optional[int]  # noqa: UP045
 
 
-app.command()(WithGroupers(run))
+app.command()(
+    WithGroupers(
+        run,
+        "How to score: {names}. Give it several times for several columns; given later with the same --out it adds a "
+        "column. Default: tfidf.",
+    )
+)
 
 
 @app.command()
@@ -177,7 +183,6 @@ def push(
     print(f"{url}\nNext: train run --shards hf://datasets/{name} --model <model>")
 
 
-@app.command()
 def serve(
     state: Annotated[
         Optional[list[str]],  # noqa: UP045
@@ -186,19 +191,6 @@ def serve(
             rich_help_panel=SCORES,
         ),
     ] = None,
-    grouper: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option(help="Serve only these groupers.", rich_help_panel=SCORES),
-    ] = None,
-    compressor_model: Annotated[
-        OptionalStr,
-        typer.Option(help="Compressor of `llmlingua2`: a directory or a hub id.", rich_help_panel=SCORES),
-    ] = None,
-    reference_model: Annotated[
-        OptionalStr,
-        typer.Option(help="Reference model of `rho1`: a directory or a hub id.", rich_help_panel=SCORES),
-    ] = None,
-    base_model: Annotated[OptionalStr, typer.Option(help="Serve `rho1_excess` too.", rich_help_panel=SCORES)] = None,
     tokenizer: Annotated[
         OptionalStr, typer.Option(help="Target tokenizer, where there is no --state.", rich_help_panel=SCORES)
     ] = None,
@@ -208,10 +200,6 @@ def serve(
     max_length: Annotated[
         OptionalInt, typer.Option(help="Cut documents to so many tokens, without --state.", rich_help_panel=SCORES)
     ] = None,
-    dtype: Annotated[
-        OptionalStr, typer.Option(help="float32, bfloat16 or float16 for models.", rich_help_panel=SCORES)
-    ] = None,
-    device: Annotated[OptionalStr, typer.Option(help="cpu or cuda for models.", rich_help_panel=SCORES)] = None,
     max_inputs: Annotated[OptionalInt, typer.Option(help="Inputs of a request.", rich_help_panel=LIMITS)] = None,
     max_input_characters: Annotated[
         OptionalInt, typer.Option(help="Characters of an input.", rich_help_panel=LIMITS)
@@ -270,8 +258,13 @@ def serve(
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.", min=0, max=65535)] = 8000,
+    grouper: Optional[list[str]] = None,  # noqa: UP045
+    **flags: Any,
 ) -> None:
     """Score ad-hoc text over HTTP, with a page at `/`.
+
+    Served is what the shard directories hold, and what a flag names a model of: `--compressor-model` alone adds
+    `llmlingua2`, `--reference-model` alone `rho1`; `--grouper entropy --reference-model DIR` serves that one only.
 
     Every flag is also a variable, `SFT_GO_MAX_INPUTS` for `--max-inputs`; so are what stands in `/info` by default. An
     API key is set by `SFT_GO_API_KEY` only, since everyone on a machine can read a command line.
@@ -282,8 +275,8 @@ def serve(
 
         annotate serve --state shards --compressor-model path/to/compressor --port 8080
     """
-    given = dict(locals())
-    given = {name: value for name, value in given.items() if name not in ("host", "port")}
+    given = {**locals(), **flags}
+    given = {name: value for name, value in given.items() if name not in ("host", "port", "flags")}
     settings = {name: value for name, value in given.items() if value is not None and value is not False}
     for name, value in settings.items():
         joined = os.pathsep.join(value) if isinstance(value, list) else str(value)
@@ -309,6 +302,9 @@ def serve(
         ws="none",
         timeout_graceful_shutdown=int(drain) + 1,
     )
+
+
+app.command()(WithGroupers(serve, "Serve only these: {names}. Default: all of --state, and what flags name models of."))
 
 
 def main() -> None:

@@ -5,15 +5,17 @@ found here, before the server listens; only the models' weights are loaded later
 """
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from annotate.groupers import grouper_class
 from annotate.groupers.base import Grouper, GrouperOptions
+from annotate.run.flags import registered_flags
 from annotate.tokens.target import TargetTokenizer, check_max_length
 from annotate.views.inspection import short_name
 from common.downloads import local_copy
-from common.errors import UserError
+from common.errors import UserError, raise_together
 from common.manifest import STATE_NAME, TOKENIZER_NAME, Kind, Manifest, load_manifest
 from common.storage import Location, locate
 from services.batching import Worker
@@ -22,8 +24,7 @@ from services.inputs import Target
 from services.metrics import Metrics
 from services.settings import Settings, split_name
 
-# A grouper that a flag names the model of is set up from the flags; the others as their shard directory says.
-MODEL_FLAGS = {"llmlingua2": "compressor_model", "rho1": "reference_model"}
+MODEL = "_model"  # ends the name of a flag that names one
 PROBE = "A first sentence, so that the model has run once. And 1 + 1 = 2."
 
 
@@ -77,7 +78,7 @@ def build_catalog(settings: Settings, metrics: Metrics) -> Catalog:
     """
     catalog = Catalog()
     shared: dict[str, Worker] = {}  # models do not depend on the target: one copy for all
-    refused: list[str] = []
+    refused: dict[str, str] = {}
     for target, directory, manifest in _targets(settings):
         if target.name in catalog.targets:
             raise UserError(
@@ -88,20 +89,15 @@ def build_catalog(settings: Settings, metrics: Metrics) -> Catalog:
             tokenizer=target.name,
             tokenizer_fingerprint=target.tokenizer.fingerprint,
             max_length=target.max_length,
-            compressor_model=settings.compressor_model,
-            package_parity=settings.package_parity or None,
-            reference_model=settings.reference_model,
-            base_model=settings.base_model,
-            dtype=settings.dtype,
-            device=settings.device,
+            flags=settings.flags,
         )
         for name in _wanted(settings, manifest):
             try:
-                grouper = _set_up(name, settings, options, directory, manifest)
+                grouper = _set_up(name, options, directory, manifest)
             except UserError as error:
-                refused.append(str(error))
-                if name == "rho1" and len(settings.state) > 1 and settings.reference_model:
-                    catalog.notes.append(f"rho1 is not served for {target.name}: {error}")
+                if len(settings.state) > 1 and _named_models(name, settings.flags):
+                    refused.setdefault(name, str(error))
+                    catalog.notes.append(f"{name} is not served for {target.name}: {error}")
                     continue  # a reference model belongs to one tokenizer; another target may be the one
                 raise
             key = json.dumps([name, grouper.parameters]) if grouper.uses_model else f"{target.name}/{name}"
@@ -112,8 +108,17 @@ def build_catalog(settings: Settings, metrics: Metrics) -> Catalog:
                 catalog.workers.append(shared[key])
             for column, kind in grouper.columns.items():
                 catalog.columns.append(Column(column, kind, target, shared[key]))
-    if settings.reference_model and not any(column.name == "rho1" for column in catalog.columns):
-        raise UserError(refused[-1] if refused else "--reference-model: no shard directory takes rho1.")
+    served = {worker.grouper.name for worker in catalog.workers}
+    raise_together([problem for name, problem in refused.items() if name not in served])
+    read = {item.name for name in served for item in fields(grouper_class(name).Flags)}
+    raise_together(
+        [
+            f"--{name.replace('_', '-')} is read by none of the groupers that are served: {', '.join(sorted(served))}. "
+            "Drop it, or name a grouper that reads it with --grouper."
+            for name in settings.flags
+            if served and name not in read
+        ]
+    )
     if not catalog.columns:
         raise UserError("no grouper to serve: name one with --grouper, or give a shard directory that holds one.")
     return catalog
@@ -148,19 +153,33 @@ def _wanted(settings: Settings, manifest: Manifest | None) -> list[str]:
     if settings.groupers:
         return list(dict.fromkeys(settings.groupers))
     held = [grouper.name for grouper in manifest.groupers] if manifest else []
-    named = [name for name, flag in MODEL_FLAGS.items() if getattr(settings, flag)]
-    return list(dict.fromkeys([*held, *named]))
+    added: list[str] = []
+    for flag in settings.flags:  # a model that none of those reads is named for a grouper that is not held
+        if flag.endswith(MODEL) and not any(flag in _named_models(name, settings.flags) for name in (*held, *added)):
+            added.append(registered_flags()[flag][1][0])
+    return list(dict.fromkeys([*held, *added]))
 
 
-def _set_up(
-    name: str, settings: Settings, options: GrouperOptions, directory: Location | None, manifest: Manifest | None
-) -> Grouper:
+def _named_models(name: str, flags: Mapping[str, Any]) -> list[str]:
+    """Return the flags of a grouper that were given, and name models: it is set up from the flags then."""
+    return [item.name for item in fields(grouper_class(name).Flags) if item.name.endswith(MODEL) and item.name in flags]
+
+
+def _set_up(name: str, options: GrouperOptions, directory: Location | None, manifest: Manifest | None) -> Grouper:
     """Return a grouper with what it fitted; models are not loaded yet."""
     kind = grouper_class(name)
     held = next((info for info in manifest.groupers if info.name == name), None) if manifest else None
-    if name in MODEL_FLAGS and getattr(settings, MODEL_FLAGS[name]):
+    if _named_models(name, options.flags):
         return kind.from_options(options)
     if held is not None and directory is not None:
+        raise_together(
+            [
+                f"--{flag.replace('_', '-')} {value}: {directory} has {name} with {held.parameters[flag]}, and that is "
+                "what is served. Drop the flag."
+                for flag, value in options.flags.items()
+                if flag in {item.name for item in fields(kind.Flags)} and held.parameters.get(flag, value) != value
+            ]
+        )
         try:
             grouper = kind.from_parameters(held.parameters, options)
         except UserError as error:
@@ -199,6 +218,6 @@ def _worker(name: str, grouper: Grouper, target: Target, settings: Settings, met
 def public_parameters(parameters: dict[str, Any]) -> dict[str, Any]:
     """Return a grouper's parameters without the directories of this machine."""
     return {
-        key: short_name(value) if key.endswith("_model") and isinstance(value, str) else value
+        key: short_name(value) if key.endswith(MODEL) and isinstance(value, str) else value
         for key, value in parameters.items()
     }

@@ -8,10 +8,11 @@ name.
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from annotate.run.flags import flag_kind, registered_flags
 from common.errors import UserError, raise_together
 from services.connections import ConnectionLimits
 from services.metrics import Metrics
@@ -43,12 +44,7 @@ class Settings:
     tokenizer: str | None = None  # target tokenizer where there is no shard directory: a directory or a hub id
     template: str = "plain"  # for messages, where there is no shard directory
     max_length: int = _setting(4096, lambda value: value > 1, "at least 2 tokens")  # the same
-    compressor_model: str | None = None  # of llmlingua2
-    package_parity: bool = False
-    reference_model: str | None = None  # of rho1
-    base_model: str | None = None
-    dtype: str | None = None
-    device: str | None = None
+    flags: Mapping[str, Any] = field(default_factory=dict)  # of groupers: `SFT_GO_REFERENCE_MODEL`, as registered
     # Who may use it. Not a flag: a command line can be read by everyone on the machine.
     api_key: str | None = _setting(None, lambda value: len(value) > 0, "a key that is not empty", repr=False)
     # Limits of a request; what is over them is answered with 413.
@@ -80,24 +76,12 @@ class Settings:
             UserError: a value cannot be read or is out of range, or the settings contradict each other; lists them all.
         """
         environment = os.environ if environment is None else environment
-        values: dict[str, Any] = {}
         problems: list[str] = []
-        for item in dataclasses.fields(cls):
-            name = PREFIX + item.name.upper()
-            text = environment.get(name, "")
-            if not text.strip():
-                continue
-            try:
-                values[item.name] = _parse(text, item.type)
-            except ValueError:
-                problems.append(f"{name}={text}: expected {_KINDS.get(item.type, 'a value')}.")
-                continue
-            check = item.metadata.get("check")
-            if check is not None and not check(values[item.name]):
-                shown = "…" if item.name == "api_key" else text
-                problems.append(f"{name}={shown}: expected {item.metadata['expected']}.")
+        own = [(item, item.type) for item in dataclasses.fields(cls) if item.name != "flags"]
+        values = _read(environment, own, problems)
+        flags = _read(environment, [(item, flag_kind(item)) for item, _ in registered_flags().values()], problems)
         raise_together(problems)
-        settings = cls(**values)
+        settings = cls(**values, flags=flags)
         raise_together(settings.contradictions())
         return settings
 
@@ -112,7 +96,7 @@ class Settings:
             )
         if self.state and self.tokenizer is not None:
             problems.append("--tokenizer goes without --state: a shard directory brings its own tokenizer. Drop one.")
-        if self.base_model and not self.reference_model:
+        if self.flags.get("base_model") and not self.flags.get("reference_model"):
             problems.append("--base-model is read with --reference-model only. Add it, or drop --base-model.")
         if self.max_queue < self.max_inputs:
             problems.append(
@@ -128,8 +112,31 @@ class Settings:
     def unknown(self, environment: Mapping[str, str] | None = None) -> list[str]:
         """Return the variables with the prefix that nothing reads: probably misspelt."""
         environment = os.environ if environment is None else environment
-        known = {PREFIX + item.name.upper() for item in dataclasses.fields(self)} | OTHERS
+        names = [item.name for item in dataclasses.fields(self) if item.name != "flags"]
+        known = {PREFIX + name.upper() for name in (*names, *registered_flags())} | OTHERS
         return sorted(name for name in environment if name.startswith(PREFIX) and name not in known)
+
+
+def _read(
+    environment: Mapping[str, str], items: Iterable[tuple[dataclasses.Field[Any], Any]], problems: list[str]
+) -> dict[str, Any]:
+    """Return the values of the fields, each with its type, that have a variable; add what is wrong to `problems`."""
+    values: dict[str, Any] = {}
+    for item, kind in items:
+        name = PREFIX + item.name.upper()
+        text = environment.get(name, "")
+        if not text.strip():
+            continue
+        try:
+            values[item.name] = _parse(text, kind)
+        except ValueError:
+            problems.append(f"{name}={text}: expected {_KINDS.get(kind, 'a value')}.")
+            continue
+        check = item.metadata.get("check")
+        if check is not None and not check(values[item.name]):
+            shown = "…" if item.name == "api_key" else text
+            problems.append(f"{name}={shown}: expected {item.metadata['expected']}.")
+    return values
 
 
 _KINDS: dict[Any, str] = {int: "a whole number", int | None: "a whole number", float: "a number", bool: "true or false"}

@@ -1,7 +1,8 @@
-"""The flags of `annotate run` that groupers bring: the registry is read when a command line is.
+"""The flags of a command that groupers bring: the registry is read when a command line is.
 
-What enters: a command's function, with its own flags. What leaves: the same with `--grouper`, and with every field of
-every registered grouper's `Flags`, so that a new grouper's are there, in `--help` too, without a word here.
+What enters: the function of `annotate run` or `annotate serve`, with its own flags. What leaves: the same with
+`--grouper`, and with every field of every registered grouper's `Flags`, so that a new grouper's are there, in `--help`
+too, without a word here.
 """
 
 import dataclasses
@@ -25,10 +26,16 @@ class WithGroupers:
     are not imported with the command's, and one that is registered later has its flags as well.
     """
 
-    def __init__(self, function: Callable[..., None]):
-        """Take a function with the parameters `grouper` and `**flags`, which are given what was typed."""
+    def __init__(self, function: Callable[..., None], about_grouper: str):
+        """Take a function with the parameters `grouper` and `**flags`, which are given what was typed.
+
+        Args:
+            function: the command.
+            about_grouper: the help of `--grouper`; "{names}" stands for the registered ones.
+        """
         functools.update_wrapper(self, function)
         self._function = function
+        self._about_grouper = about_grouper
 
     def __call__(self, **arguments: Any) -> None:
         """Run the command."""
@@ -41,52 +48,57 @@ class WithGroupers:
         kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
         named = [
             inspect.Parameter(name, kind, default=default, annotation=annotation)
-            for name, (default, annotation) in {"grouper": _grouper(), **_flags()}.items()
+            for name, (default, annotation) in {"grouper": _grouper(self._about_grouper), **_flags()}.items()
         ]
         taken = {item.name for item in kept} & {item.name for item in named}
         assert not taken, f"groupers' flags that the command has itself: {taken}"
         return own.replace(parameters=[*kept, *named])
 
 
-def _grouper() -> tuple[Any, Any]:
+def _grouper(about: str) -> tuple[Any, Any]:
     from annotate.groupers import REGISTRY
 
     *others, last = REGISTRY
-    text = (
-        f"How to score: {', '.join(others)} or {last}. Give it several times for several columns; given later with the "
-        "same --out it adds a column. Default: tfidf."
-    )
+    text = about.format(names=f"{', '.join(others)} or {last}")
     return None, Annotated[Optional[list[str]], typer.Option(help=text, rich_help_panel=PANEL)]  # noqa: UP045
 
 
 def _flags() -> dict[str, tuple[Any, Any]]:
-    """Return the default and annotation of every grouper's flags, in the order of the registry.
-
-    Raises:
-        TypeError: two groupers have one flag with two types or helps, or a flag has a type that none can have.
-    """
-    from annotate.groupers import REGISTRY, grouper_class
-
-    items: dict[str, dataclasses.Field] = {}
-    readers: dict[str, list[str]] = {}
-    for name in REGISTRY:
-        for item in dataclasses.fields(grouper_class(name).Flags):
-            first = items.setdefault(item.name, item)
-            if (first.type, first.metadata.get("help")) != (item.type, item.metadata.get("help")):
-                raise TypeError(f"{name} and {readers[item.name][0]} have {item.name} with two types or helps")
-            readers.setdefault(item.name, []).append(name)
+    """Return the default and annotation of every grouper's flags, in the order of the registry."""
     found = {}
-    for flag, item in items.items():
-        kind = _kind(item)
-        text = f"{item.metadata['help']} ({', '.join(readers[flag])})"
+    for flag, (item, readers) in registered_flags().items():
+        kind = flag_kind(item)
+        text = f"{item.metadata['help']} ({', '.join(readers)})"
         typed = f"--{flag.replace('_', '-')}"
         option = typer.Option(typed, help=text, rich_help_panel=PANEL, show_default=False)
         found[flag] = (False if kind is bool else None, Annotated[kind if kind is bool else Optional[kind], option])  # noqa: UP045
     return found
 
 
-def _kind(item: dataclasses.Field) -> Any:
-    """Return the type of a flag, without None."""
+def registered_flags() -> dict[str, tuple[dataclasses.Field, list[str]]]:
+    """Return every grouper's flags: name to the field, and to the groupers that read it, in the registry's order.
+
+    Raises:
+        TypeError: two groupers have one flag with two types or helps.
+    """
+    from annotate.groupers import REGISTRY, grouper_class
+
+    found: dict[str, tuple[dataclasses.Field, list[str]]] = {}
+    for name in REGISTRY:
+        for item in dataclasses.fields(grouper_class(name).Flags):
+            first, readers = found.setdefault(item.name, (item, []))
+            if (first.type, first.metadata.get("help")) != (item.type, item.metadata.get("help")):
+                raise TypeError(f"{name} and {readers[0]} have {item.name} with two types or helps")
+            readers.append(name)
+    return found
+
+
+def flag_kind(item: dataclasses.Field) -> Any:
+    """Return the type of a flag, without None.
+
+    Raises:
+        TypeError: it is one that no flag can have.
+    """
     kinds = typing.get_args(item.type) if isinstance(item.type, types.UnionType) else (item.type,)
     kinds = tuple(kind for kind in kinds if kind is not types.NoneType)
     if len(kinds) != 1 or kinds[0] not in KINDS:

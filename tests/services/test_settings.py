@@ -4,7 +4,9 @@ import dataclasses
 import shutil
 
 import pytest
+from rich.console import Console
 
+from annotate.groupers.base import GrouperOptions
 from annotate.models.checkpoints import require_safetensors
 from common.errors import UserError
 from services.app import build_app
@@ -27,8 +29,8 @@ def test_variables_become_settings():
         }
     )
     assert settings.state == ("a=one", "two")
-    assert (settings.max_inputs, settings.batch_window_ms, settings.package_parity) == (7, 1.5, True)
-    assert settings.dtype is None
+    assert (settings.max_inputs, settings.batch_window_ms) == (7, 1.5)
+    assert settings.flags == {"package_parity": True}
     assert "key" not in repr(settings).replace("api_key", "")
 
 
@@ -83,13 +85,41 @@ def test_only_the_named_groupers_are_served(shards):
 
 
 def test_models_by_flag_without_shards(models, sample_tokenizer):
-    settings = Settings(
-        tokenizer=str(sample_tokenizer),
-        compressor_model=models.flags["compressor_model"],
-        reference_model=models.flags["reference_model"],
-    )
-    catalog = build_catalog(settings, Metrics())
+    given = {name: models.flags[name] for name in ("compressor_model", "reference_model")}
+    catalog = build_catalog(Settings(tokenizer=str(sample_tokenizer), flags=given), Metrics())
     assert [column.name for column in catalog.columns] == ["llmlingua2", "rho1"]
+
+
+@pytest.mark.parametrize(("grouper", "columns"), [("entropy", ["entropy"]), ("sifd", ["sifd", "sifd_gain"])])
+def test_every_grouper_over_a_model_can_be_named(grouper, columns, models, sample_tokenizer):
+    variables = {"SFT_GO_TOKENIZER": str(sample_tokenizer), "SFT_GO_GROUPERS": grouper}
+    variables["SFT_GO_REFERENCE_MODEL"] = models.flags["reference_model"]
+    catalog = build_catalog(Settings.from_environment(variables), Metrics())
+    assert [column.name for column in catalog.columns] == columns
+    settings = Settings.from_environment({**variables, "SFT_GO_COMPRESSOR_MODEL": models.flags["compressor_model"]})
+    with pytest.raises(UserError, match=f"--compressor-model is read by none of .*: {grouper}"):
+        build_catalog(settings, Metrics())
+
+
+def test_a_model_is_for_what_the_shards_hold_before_it_is_for_another(tmp_path, models, sample_tokenizer):
+    from annotate.run.pipeline import run
+    from annotate.run.settings import Settings as Run
+
+    out, options = tmp_path / "shards", GrouperOptions(reference_model=models.flags["reference_model"], device="cpu")
+    tokenizer = str(sample_tokenizer)
+    asked = {"data": "sample", "out": out, "tokenizer": tokenizer, "limit": 5, "engine": "local", "options": options}
+    run(Run(groupers=("entropy",), **asked), Console(quiet=True))
+    state = (str(out),)
+    assert [column.name for column in build_catalog(Settings(state=state), Metrics()).columns] == ["entropy"]
+    given = {"reference_model": models.flags["base_model"]}
+    (column,) = build_catalog(Settings(state=state, flags=given), Metrics()).columns
+    assert column.worker.grouper.parameters["reference_model"] == models.flags["base_model"]
+
+
+def test_what_the_shards_were_made_with_is_not_changed_by_a_flag(shards):
+    build_catalog(Settings(state=(str(shards),), groupers=("random",), flags={"seed": 0}), Metrics())
+    with pytest.raises(UserError, match=r"--seed 5: .* has random with 0"):
+        build_catalog(Settings(state=(str(shards),), groupers=("random",), flags={"seed": 5}), Metrics())
 
 
 def test_damaged_directories_are_refused(shards, tmp_path):
@@ -112,7 +142,7 @@ def test_weights_that_can_run_programs_are_not_loaded_unless_told_so(tmp_path, m
     shutil.copytree(models.flags["reference_model"], home)
     torch.save(load_file(home / "model.safetensors"), home / "pytorch_model.bin")
     (home / "model.safetensors").unlink()
-    settings = Settings(tokenizer=str(sample_tokenizer), reference_model=str(home))
+    settings = Settings(tokenizer=str(sample_tokenizer), flags={"reference_model": str(home)})
     with pytest.raises(UserError, match=r"--reference-model .*pytorch_model\.bin.*--allow-pickle"):
         build_app(settings)
     build_app(dataclasses.replace(settings, allow_pickle=True))

@@ -106,7 +106,7 @@ def test_flags_that_cannot_be(monkeypatch):
         seed: str | None = dataclasses.field(default=None, metadata={"help": "Seed."})
 
     monkeypatch.setitem(REGISTRY, *own.LINE)
-    command = WithGroupers(lambda **_: None)
+    command = WithGroupers(lambda **_: None, "How.")
     for flags, message in ((Odd, "odd: a flag is one of str, int, float, bool"), (Seed, "own and random have seed")):
         monkeypatch.setattr(own.Own, "Flags", flags)
         with pytest.raises(TypeError, match=message):
