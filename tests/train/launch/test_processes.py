@@ -136,7 +136,7 @@ def killing_a_worker(output):
 def test_processes_that_were_not_joined_are_refused(tmp_path, tokenizer, monkeypatch):
     """What accelerate makes of a launcher that it does not know: every process a run of its own, all of one name."""
     shards = sparse_shards(tmp_path / "shards", tokenizer, 4)
-    monkeypatch.setattr("train.loop.trainer.world_size", lambda: 2)
+    monkeypatch.setattr("train.loop.devices.world_size", lambda: 2)
     with pytest.raises(UserError, match="2 processes were started, but accelerate joined 1"):
         make_trainer(shards, tokenizer, tmp_path, small_model(tokenizer), grouper="first")
 
