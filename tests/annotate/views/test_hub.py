@@ -1,4 +1,5 @@
-"""A card, and a round trip: pushed to a stand-in hub on this machine, and read from it again by hf://."""
+"""A card, and round trips over a stand-in hub on this machine: shards are pushed, and trained on by hf://; records are
+annotated by hf:// and by the data set's name."""
 
 import base64
 import hashlib
@@ -23,10 +24,19 @@ COMMIT = "c" * 40
 
 
 class Hub(BaseHTTPRequestHandler):
-    """As much of the hub's API as uploading and reading a data set needs; files are kept in memory."""
+    """As much of the hub's API as uploading and reading data sets needs; files are kept in memory."""
 
     protocol_version = "HTTP/1.1"
-    files: dict[str, bytes] = {}  # noqa: RUF012
+    sets: dict[str, dict[str, bytes]] = {}  # noqa: RUF012
+
+    @property
+    def name(self):
+        """The data set that is asked for: me/shards of /api/datasets/me/shards/…"""
+        return "/".join(unquote(urlsplit(self.path).path).partition("datasets/")[2].split("/")[:2])
+
+    @property
+    def files(self):
+        return self.sets.setdefault(self.name, {})
 
     def log_message(self, *_):
         pass
@@ -49,7 +59,11 @@ class Hub(BaseHTTPRequestHandler):
         path = urlsplit(self.path).path
         if path == "/api/repos/create":
             return self.answer(
-                {"url": f"http://{self.headers['Host']}/datasets/me/shards", "id": "1", "name": "me/shards"}
+                {
+                    "url": f"http://{self.headers['Host']}/datasets/me/{json.loads(body)['name']}",
+                    "id": "1",
+                    "name": "me/shards",
+                }
             )
         if path == "/api/validate-yaml":
             return self.answer({"errors": [], "warnings": []})
@@ -64,7 +78,10 @@ class Hub(BaseHTTPRequestHandler):
                 if item["key"] == "file":
                     self.files[item["value"]["path"]] = base64.b64decode(item["value"]["content"])
             return self.answer(
-                {"commitOid": COMMIT, "commitUrl": f"http://{self.headers['Host']}/datasets/me/shards/commit/{COMMIT}"}
+                {
+                    "commitOid": COMMIT,
+                    "commitUrl": f"http://{self.headers['Host']}/datasets/{self.name}/commit/{COMMIT}",
+                }
             )
         if "/paths-info/" in path:
             from urllib.parse import parse_qs
@@ -78,7 +95,7 @@ class Hub(BaseHTTPRequestHandler):
 
     def do_GET(self):
         path = unquote(urlsplit(self.path).path)
-        if path.startswith("/api/datasets/me/shards/tree/"):
+        if path.startswith(f"/api/datasets/{self.name}/tree/"):
             folder = path.split("/", 7)[7] if path.count("/") >= 7 else ""
             inside = [name for name in self.files if not folder or name.startswith(f"{folder}/")]
             if not inside:
@@ -88,10 +105,10 @@ class Hub(BaseHTTPRequestHandler):
             entries = [self.entry(name) for name, tail in rest.items() if recursive or "/" not in tail]
             parents = {name[: len(name) - len(tail)] + tail.split("/")[0] for name, tail in rest.items() if "/" in tail}
             return self.answer(entries + [{"type": "directory", "path": name, "oid": "0" * 40} for name in parents])
-        if path.startswith("/api/datasets/me/shards"):
+        if path.startswith(f"/api/datasets/{self.name}") and self.name in self.sets:
             siblings = [{"rfilename": name} for name in self.files]
-            return self.answer({"id": "me/shards", "sha": COMMIT, "siblings": siblings, "private": False, "tags": []})
-        if path.startswith("/datasets/me/shards/resolve/"):
+            return self.answer({"id": self.name, "sha": COMMIT, "siblings": siblings, "private": False, "tags": []})
+        if path.startswith(f"/datasets/{self.name}/resolve/"):
             name = path.split("/", 6)[6]
             if name not in self.files:
                 return self.answer({"error": "none"}, 404, headers={"X-Error-Code": "EntryNotFound"})
@@ -164,9 +181,10 @@ def test_round_trip(shards, hub, tmp_path):
     )
     assert f"/commit/{COMMIT}" in said
     names = {path.relative_to(shards).as_posix() for path in shards.rglob("*") if path.is_file()}
-    assert set(Hub.files) == names
+    pushed = Hub.sets["me/shards"]
+    assert set(pushed) == names
     for name in names:
-        assert Hub.files[name] == (shards / name).read_bytes()
+        assert pushed[name] == (shards / name).read_bytes()
     read = in_process(
         "from common.shards import ShardDirectory\n"
         "d = ShardDirectory('hf://datasets/me/shards')\n"
@@ -175,6 +193,42 @@ def test_round_trip(shards, hub, tmp_path):
         tmp_path,
     )
     assert read.split() == ["30", "30"]
+
+
+def typed(package, *commands):
+    """Return code that runs commands of `annotate` or `train` one after another, all of which must succeed."""
+    return (
+        f"import sys\nfrom {package}.cli import main\n"
+        f"for words in {[[*map(str, words)] for words in commands]!r}:\n"
+        f"    sys.argv = [{package!r}, *words]\n"
+        "    try:\n        main()\n"
+        "    except SystemExit as stop:\n        assert not stop.code, words\n"
+    )
+
+
+def test_shards_of_the_hub_are_trained_on(shards, hub, tmp_path):
+    Hub.sets["me/trained"] = {
+        path.relative_to(shards).as_posix(): path.read_bytes() for path in shards.rglob("*") if path.is_file()
+    }
+    flags = ("--model", "tiny", "--max_steps", "2", "--use_cpu", "--save_strategy", "no", "--output_dir")
+    places = {"there": "hf://datasets/me/trained", "here": shards}
+    commands = [("run", "--shards", place, *flags, tmp_path / name) for name, place in places.items()]
+    in_process(typed("train", *commands), hub, tmp_path / "home")
+    there, here = ((tmp_path / name / "model.safetensors").read_bytes() for name in places)
+    assert there == here
+
+
+def test_records_of_the_hub_are_annotated(hub, tmp_path, sample_tokenizer, sample_records):
+    records = tmp_path / "first.jsonl"
+    records.write_text("".join(sample_records.read_text().splitlines(keepends=True)[:20]))
+    Hub.sets["me/records"] = {"data/first.jsonl": records.read_bytes()}
+    places = {"url": "hf://datasets/me/records/data/first.jsonl", "name": "me/records", "here": records}
+    flags = ("--tokenizer", sample_tokenizer, "--engine", "local", "--out")
+    commands = [("run", "--data", place, *flags, tmp_path / name) for name, place in places.items()]
+    in_process(typed("annotate", *commands), hub, tmp_path / "home")
+    url, name, here = ((tmp_path / name / "part-00000.parquet").read_bytes() for name in places)
+    assert url == here
+    assert name == here
 
 
 def test_what_is_refused(shards, tmp_path):

@@ -1,6 +1,7 @@
 """`eval_documents.parquet` at the end of real runs, against forward passes document by document and against the log."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -157,7 +158,7 @@ def test_losses_that_are_not_numbers_are_shown(place):
 def test_on_two_ranks_it_is_the_same_file(place):
     output = place / "ranks"
     words = ["run", "--shards", str(place / "shards"), "--output_dir", str(output), *COMMON]
-    words += ["--per_device_train_batch_size", "2"]
+    words += ["--per_device_train_batch_size", "2", "--token_losses", "99"]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     done = subprocess.run(
         [*launcher, "-m", "train.cli", *words],
@@ -176,3 +177,13 @@ def test_on_two_ranks_it_is_the_same_file(place):
     logged = [entry for entry in log if "eval_loss_all" in entry][-1]
     for name, value in totals(found).items():
         assert value == pytest.approx(logged[name], abs=1e-6), name
+    # Each token's losses, kept before the first step and after the last, whichever rank had their document.
+    kept = pq.read_table(output / "token_losses.parquet").to_pylist()
+    for step in sorted({row["step"] for row in kept}):
+        sums = {row["document_id"]: math.fsum(filter(None, row["loss"])) for row in kept if row["step"] == step}
+        assert list(sums) == list(found["document_id"])
+        if step:
+            assert list(sums.values()) == pytest.approx(found["loss"], rel=1e-5)
+        else:
+            first = sums
+    assert first != sums
