@@ -48,12 +48,17 @@ def holders_of(directory: Path) -> list[int]:
     return [] if not log.is_file() else [pid for pid in process._holders(log) if alive(pid)]
 
 
-@pytest.fixture(params=[True, False], ids=["forked", "anew"])
-def warm(request):
+def in_both_ways(request):
+    """Tell whether runs are forked from a process that has paid for the imports, which ends with the fixture."""
     yield request.param
     if process._warm is not None:
         process._warm.end()
         process._warm = None
+
+
+BOTH = {"params": [True, False], "ids": ["forked", "anew"]}
+warm = pytest.fixture(**BOTH)(in_both_ways)
+kept_warm = pytest.fixture(scope="class", **BOTH)(in_both_ways)  # for tests that leave it as it was
 
 
 class TestAttacks:
@@ -125,9 +130,9 @@ class TestWhatAFailedRunSays:
 
 @pytest.mark.slow
 class TestFailures:
-    def test_the_status_and_the_last_lines_are_kept(self, tmp_path, warm):
+    def test_the_status_and_the_last_lines_are_kept(self, tmp_path, kept_warm):
         directory = tmp_path / "run"
-        outcome = run_job(job(directory, "--shards", "nowhere", warm=warm))
+        outcome = run_job(job(directory, "--shards", "nowhere", warm=kept_warm))
         assert outcome.status == 1
         assert "nowhere" in outcome.tail[-1]
         content = json.loads((directory / "failed.json").read_text())
@@ -135,11 +140,11 @@ class TestFailures:
         assert content["at"].startswith("20")
         assert not outcome.tail[0].startswith("---")
 
-    def test_a_signal_is_named(self, shards, tmp_path, warm):
+    def test_a_signal_is_named(self, shards, tmp_path, kept_warm):
         directory = tmp_path / "run"
         words = ("--shards", str(shards), "--model", "tiny", "--max_steps", "100000", "--save_strategy", "no")
         outcomes: list[Outcome] = []
-        thread = threading.Thread(target=lambda: outcomes.append(run_job(job(directory, *words, warm=warm))))
+        thread = threading.Thread(target=lambda: outcomes.append(run_job(job(directory, *words, warm=kept_warm))))
         thread.start()
         wait_until(lambda: running_progress(directory).step)
         victim = max(pid for pid in holders_of(directory) if pid != os.getpid())
