@@ -241,6 +241,15 @@ def test_standard_errors_are_those_of_the_two_way_table():
     assert found.se_seeds == pytest.approx(np.sqrt(max(0.0, d.mean(1).var(ddof=1) / 5 - (1 - 2 / 5) * residual)))
 
 
+def test_two_seeds_in_a_large_table_can_detect_only_what_is_huge():
+    rng = np.random.default_rng(3)
+    (found,) = estimate([pairs_of(rng.standard_normal((2, 50)) + np.array([[0.0], [4.0]]))], draws=1000)
+    values = [found.detectable(num_comparisons=number) for number in (1, 20, 60)]
+    assert np.isfinite(values).all()
+    assert values == sorted(values)
+    assert values[2] > 100 * found.se_seeds
+
+
 def test_what_is_detectable_is_detected_about_four_times_of_five():
     """A little less often: what is detectable is estimated, and the test is careful with few seeds."""
     rng = np.random.default_rng(13)
