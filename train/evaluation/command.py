@@ -18,12 +18,22 @@ def run(words: Sequence[str]) -> int:
     """Evaluate, and return the exit status."""
     options = parse(words)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    _silence_bars()
     status = 0
     if options.shards:
         status = _documents(options)
     if options.suite or options.tasks:
         status = _benchmarks(options) or status
     return status
+
+
+def _silence_bars() -> None:
+    """Leave a line a run, without those of loading its weights and of the data sets' maps."""
+    from datasets import disable_progress_bars
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    disable_progress_bars()
 
 
 def _documents(options: argparse.Namespace) -> int:
@@ -49,12 +59,15 @@ def _documents(options: argparse.Namespace) -> int:
                 raise
             failed.append(f"{checkpoint.name}: {error}")
             continue
-        if sums and len(checkpoints) == 1:
-            _print_documents(checkpoint.name, sums)
-        if sums:
-            loss = f"loss over all {sums['tokens']:,} tokens: {sums['loss'] / sums['tokens']:.4f} nats"
-            start = "" if len(checkpoints) == 1 else f"{checkpoint.name}  "
-            print(f"{start}{loss}\n{'kept from before' if was_there else 'written'}: {path}", flush=True)
+        if not sums:
+            continue
+        how = "kept from before" if was_there else "written"
+        loss = f"{sums['loss'] / sums['tokens']:.4f} nats"
+        if len(checkpoints) > 1:
+            print(f"{checkpoint.name}  {loss} a token over {sums['tokens']:,} ({how}: {below})", flush=True)
+            continue
+        _print_documents(checkpoint.name, sums)
+        print(f"loss over all {sums['tokens']:,} tokens: {loss}\n{how}: {path}")
     for line in [*left_out, *failed]:
         print(f"left out  {line}")
     return 1 if failed else 0

@@ -62,9 +62,6 @@ def open_tasks(wanted: Sequence[Asked], include_path: str | None = None) -> list
         UserError: no such task, its data are neither here nor to be had, or something it needs is missing.
     """
     require_harness()
-    from datasets import disable_progress_bars
-
-    disable_progress_bars()
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # its warnings are about what is done here on purpose
     if include_path and not Path(include_path).is_dir():
         raise UserError(f"--include_path {include_path}: expected a folder of task files, found none.")
