@@ -6,7 +6,7 @@ failed; a figure never fails.
 """
 
 import argparse
-import importlib
+import importlib.util
 import json
 import os
 import sys
@@ -31,6 +31,12 @@ def main() -> None:
     options = parser.parse_args()
     if site := os.environ.get("SFT_GO_SITE"):
         sys.path.append(site)  # behind the machine's own packages
+    if absent := missing():
+        version = "{}.{}".format(*sys.version_info)
+        raise SystemExit(
+            f"tests/gpu: Python {version} here has no {', '.join(absent)}. `bash tests/gpu/wheels.sh {version} "
+            f"{' '.join(absent)}` fetches them where there is a network; carry them with this command."
+        )
     import torch
 
     if options.device == "cpu":
@@ -58,6 +64,12 @@ def main() -> None:
     write(options.out, results)
     print((options.out / "results.md").read_text(encoding="utf-8"))
     sys.exit(1 if results["failed"] else 0)
+
+
+def missing() -> list[str]:
+    """Return the modules of `packages.txt` that are not installed."""
+    lines = Path(__file__).with_name("packages.txt").read_text(encoding="utf-8").splitlines()
+    return [line.split()[0] for line in lines if importlib.util.find_spec(line.split()[0]) is None]
 
 
 def machine(device: str) -> dict[str, Any]:
