@@ -225,8 +225,8 @@ def report(findings: Findings) -> list[str]:
         lines.append(f"{phase}: {statuses.total():,} ({shown})")
     for phase, times in findings.times_ms.items():
         ordered = sorted(times)
-        p99 = ordered[int(0.99 * (len(ordered) - 1))]
-        shown = f"median {statistics.median(times):.1f} ms, 99 % {p99:.1f} ms ({len(times):,})"
+        p95, p99 = (ordered[int(share * (len(ordered) - 1))] for share in (0.95, 0.99))
+        shown = f"median {statistics.median(times):.1f} ms, 95 % {p95:.1f} ms, 99 % {p99:.1f} ms ({len(times):,})"
         lines.append(f"a normal request during {phase}: {shown}")
     shown = ", ".join(f"{value:.1f}" for value in findings.memory_mib)
     lines.append(f"resident memory, MiB: {shown}; growth {findings.growth:+.2%}")

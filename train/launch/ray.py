@@ -134,7 +134,8 @@ def _start(ray: Any, wish: Launch) -> None:
     try:
         ray.init(**options)
     except Exception as error:
-        raise unreachable(error, wish.address, "Without --address, the workers run on this machine.") from error
+        otherwise = "Without --address, the workers run on this machine." if wish.address else ""
+        raise unreachable(error, wish.address, otherwise) from error
 
 
 def _has_gpus(resources: dict[str, float], wish: Launch) -> bool:

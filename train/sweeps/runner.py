@@ -121,7 +121,8 @@ def _ray(placement: Placement, num_runs: int) -> Iterator[Any]:
     try:
         ray.init(**options)
     except Exception as error:
-        raise unreachable(error, placement.address, "Without --address, the runs go on this machine.") from error
+        otherwise = "Without --address, the runs go on this machine." if placement.address else ""
+        raise unreachable(error, placement.address, otherwise) from error
     try:
         yield ray
     finally:
