@@ -1,7 +1,7 @@
 """Where items of a stage run on Ray: as tasks, or in actors that keep a model loaded.
 
-What enters: an item. What leaves: a reference to its result. A lane knows how many items it takes at a time and what
-processes there are; `annotate.run.engines.ray` knows the items. Ray places both where there is room. Nothing is
+What enters: a few items. What leaves: a reference to their results. A lane knows how many items it takes at a time and
+what processes there are; `annotate.run.engines.ray` knows the items. Ray places both where there is room. Nothing is
 retried by Ray itself: a shard's attempts are counted by whose fault they were, which Ray's counters do not tell.
 """
 
@@ -16,6 +16,7 @@ from annotate.run.engines.resources import Cluster
 from common.errors import UserError
 
 TASKS_EACH = 2  # tasks in flight for each that can run at once: one waits in the node's queue
+TASK_S, MOST_AT_ONCE = 0.5, 16  # of short items, a task takes so many that it lasts about so long
 CPU_DEPTH, GPU_DEPTH = 2, 5  # shards in flight in an actor; on a GPU the others are read and written meanwhile
 LOOK_AGAIN_S = 2.0
 STARTS = 3  # times that an actor may die before its model is loaded
@@ -23,14 +24,19 @@ STARTS = 3  # times that an actor may die before its model is loaded
 _workers: dict[str, Worker] = {}  # of this process, by stage
 
 
-def work(key: str, make_worker: MakeWorker, threads: int, item: Any) -> Any:
-    """Do an item in this process, whose worker for the stage is built once. The body of every task."""
+def work(key: str, make_worker: MakeWorker, threads: int, items: list[Any]) -> tuple[list[Any], float]:
+    """Do items in this process, whose worker for the stage is built once. The body of every task.
+
+    Returns:
+        Their results, and the seconds that they took.
+    """
     if key not in _workers:
         # Read by the tokenizer's thread pool when it starts; workers of all threads would slow each other down.
         os.environ.setdefault("RAYON_NUM_THREADS", str(threads))
         _workers.clear()  # the stages before have ended, or are built again
         _workers[key] = make_worker()
-    return _workers[key].run(item)
+    started = time.monotonic()
+    return [_workers[key].run(item) for item in items], time.monotonic() - started
 
 
 class Model:
@@ -43,33 +49,38 @@ class Model:
     def ready(self) -> None:
         """Answer when the constructor has ended."""
 
-    def run(self, item: Any) -> Any:
-        """Do an item."""
-        return self.worker.run(item)
+    def run(self, items: list[Any]) -> tuple[list[Any], float]:
+        """Do items; return as `work` does."""
+        started = time.monotonic()
+        return [self.worker.run(item) for item in items], time.monotonic() - started
 
 
 class Lane(ABC):
     """A place for the items of one stage."""
 
     looked = 0.0  # when the cluster was last looked at
+    at_once = 1  # items that are to be given together
 
     def __init__(self, ray: Any):
         self.ray = ray
 
     @abstractmethod
     def free(self) -> int:
-        """Return how many more items can be taken now."""
+        """Return how many more times items can be taken now."""
 
     @abstractmethod
-    def submit(self, item: Any) -> Any:
-        """Start an item, and return a reference to its result. Only when `free()` is positive."""
+    def submit(self, items: list[Any]) -> Any:
+        """Start items, and return a reference to their results. Only when `free()` is positive."""
 
     def starting(self) -> list[Any]:
         """Return references that are to be watched beside those of items."""
         return []
 
     def done(self, reference: Any) -> None:  # noqa: B027
-        """Take note that an item has ended, well or not."""
+        """Take note that items have ended, well or not."""
+
+    def took(self, seconds: float) -> None:  # noqa: B027
+        """Take note of how long each of some items took."""
 
     def started(self, reference: Any) -> None:  # noqa: B027
         """Take note that one of `starting()` has ended."""
@@ -100,6 +111,7 @@ class TaskLane(Lane):
         self.key = key
         self.workers = workers
         self.stage = ray.put(make_worker)
+        self.remote = ray.remote(work)
         self.running = 0
         self.look()
 
@@ -107,17 +119,21 @@ class TaskLane(Lane):
         cpus = cluster.cpus_each(self.workers)
         self.slots = TASKS_EACH * max(1, self.workers or int(cluster.cpus))
         self.threads = max(1, int(cpus))
-        self.task = self.ray.remote(work).options(num_cpus=cpus, max_retries=0, scheduling_strategy="SPREAD")
+        self.task = self.remote.options(num_cpus=cpus, max_retries=0, scheduling_strategy="SPREAD")
 
     def free(self) -> int:
         return self.slots - self.running
 
-    def submit(self, item: Any) -> Any:
+    def submit(self, items: list[Any]) -> Any:
         self.running += 1
-        return self.task.remote(self.key, self.stage, self.threads, item)
+        return self.task.remote(self.key, self.stage, self.threads, items)
 
     def done(self, reference: Any) -> None:
         self.running -= 1
+
+    def took(self, seconds: float) -> None:
+        # A task costs the driver milliseconds, however short it is.
+        self.at_once = max(1, min(MOST_AT_ONCE, int(TASK_S / max(seconds, 1e-6))))
 
 
 @dataclass
@@ -168,10 +184,10 @@ class ActorLane(Lane):
     def free(self) -> int:
         return sum(self.depth - len(member.running) for member in self.members if member.ready is None)
 
-    def submit(self, item: Any) -> Any:
+    def submit(self, items: list[Any]) -> Any:
         started = [member for member in self.members if member.ready is None]
         member = min(started, key=lambda member: len(member.running))
-        reference = member.actor.run.remote(item)
+        reference = member.actor.run.remote(items)
         member.running.add(reference)
         return reference
 

@@ -1,8 +1,9 @@
 """The Ray engine: the stages as Ray tasks and actors, on a local Ray that starts by itself or on a running cluster.
 
 One item is one shard, and says where its data lie: no record and no token passes through the driver. Ray places tasks
-where there is room. A shard whose process dies is tried again; the third time alone, so that nothing else can have
-been the cause; then it is set aside and the others go on. A node that is lost costs a shard no attempt.
+where there is room; a task takes several shards where each is done in no time. A shard whose process dies is tried
+again; the third time alone, so that nothing else can have been the cause; then it is set aside and the others go on. A
+node that is lost costs a shard no attempt.
 """
 
 import os
@@ -12,6 +13,7 @@ import time
 import uuid
 from collections import Counter, deque
 from collections.abc import Hashable, Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 from annotate.run.engines.base import Engine, MakeWorker, SetAside
@@ -108,9 +110,9 @@ class RayEngine(Engine):
         """Keep the lane full.
 
         Args:
-            again: items that come before those of `waiting`.
+            again: items that come before those of `waiting`, one at a time: what dies with an item is its doing.
         """
-        running: dict[Any, Any] = {}
+        running: dict[Any, list[Any]] = {}
         suspects: deque[Any] = deque()  # their process died twice
         deaths: Counter[Any] = Counter()
         lost: Counter[Any] = Counter()
@@ -120,16 +122,13 @@ class RayEngine(Engine):
             while True:
                 lane.look()
                 while not alone and lane.free() > 0:
-                    if again:
-                        item = again.popleft()
-                    elif more and (item := next(waiting, None)) is not None:
-                        pass
-                    else:
+                    items = [again.popleft()] if again else list(islice(waiting, lane.at_once))
+                    if not items:
                         more = False
                         if running or not suspects:
                             break
-                        item, alone = suspects.popleft(), True
-                    running[lane.submit(item)] = item
+                        items, alone = [suspects.popleft()], True
+                    running[lane.submit(items)] = items
                 if not (running or again or suspects or more):
                     return
                 reference = self._wait(lane, running)
@@ -138,33 +137,36 @@ class RayEngine(Engine):
                 if reference not in running:
                     lane.started(reference)
                     continue
-                item, alone = running.pop(reference), False
+                items, alone = running.pop(reference), False
                 lane.done(reference)
                 try:
-                    result = self._result(reference)
+                    results, seconds = self._result(reference)
                 except _ProcessDied as death:
-                    result = None
                     if death.node_lost:
-                        lost[item] += 1
                         self.tell(f"a node was lost; {self._cluster().describe()}. Its shards are done elsewhere.")
+                        lost.update(items)
+                    elif len(items) > 1:
+                        self.tell(f"a worker died ({death.reason}); its {len(items)} shards are tried one by one.")
                     else:
-                        deaths[item] += 1
-                        self.tell(f"a worker died ({death.reason}), attempt {deaths[item]} of {ATTEMPTS}.")
-                    if deaths[item] == ATTEMPTS or lost[item] == LOST_NODES:
-                        what = "its worker died" if deaths[item] == ATTEMPTS else "its node was lost"
-                        times = max(deaths[item], lost[item])
-                        yield item, SetAside(f"{what} {times} times, at last with: {death.reason}")
-                    elif deaths[item] == ATTEMPTS - 1:
-                        suspects.append(item)
-                    else:
-                        again.append(item)
+                        deaths.update(items)
+                        self.tell(f"a worker died ({death.reason}), attempt {deaths[items[0]]} of {ATTEMPTS}.")
+                    for item in items:
+                        if deaths[item] == ATTEMPTS or lost[item] == LOST_NODES:
+                            what = "its worker died" if deaths[item] == ATTEMPTS else "its node was lost"
+                            times = max(deaths[item], lost[item])
+                            yield item, SetAside(f"{what} {times} times, at last with: {death.reason}")
+                        elif deaths[item] == ATTEMPTS - 1:
+                            suspects.append(item)
+                        else:
+                            again.append(item)
                     continue
-                yield item, result
+                lane.took(seconds / len(items))
+                yield from zip(items, results, strict=True)
         finally:
             for reference in running:
                 self.ray.cancel(reference, force=not isinstance(lane, ActorLane))
 
-    def _wait(self, lane: Lane, running: dict[Any, Any]) -> Any:
+    def _wait(self, lane: Lane, running: dict[Any, list[Any]]) -> Any:
         """Return a reference that is done, or None after a while."""
         watched = [*running, *lane.starting()]
         if not watched:
@@ -187,7 +189,7 @@ class RayEngine(Engine):
         )
 
     def _result(self, reference: Any) -> Any:
-        """Return an item's result.
+        """Return the results of items, and the seconds that they took.
 
         Raises:
             _ProcessDied: the process that did it has died.

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -13,6 +14,7 @@ from annotate.groupers import REGISTRY
 from annotate.groupers.random import Random
 from annotate.run.engines import make_engine
 from annotate.run.engines.base import SetAside
+from annotate.run.engines.lanes import TaskLane
 from annotate.run.engines.ray import _ProcessDied
 from annotate.run.pipeline import run
 from annotate.run.settings import Settings
@@ -161,6 +163,20 @@ def test_an_error_while_a_worker_is_built_arrives_too(uses_model):
         list(engine.map(Broken(), range(2), uses_model=uses_model))
 
 
+@dataclass(frozen=True)
+class Lasts:
+    """A worker that takes its time."""
+
+    seconds: float
+
+    def __call__(self):
+        return self
+
+    def run(self, item: int) -> int:
+        time.sleep(self.seconds)
+        return item * 10
+
+
 def test_items_are_read_only_a_few_ahead():
     read = []
 
@@ -170,10 +186,22 @@ def test_items_are_read_only_a_few_ahead():
             yield item
 
     with make_engine("ray", None, 2, 1.0) as engine:
-        for done, _ in enumerate(engine.map(Fails("never", Path()), items()), start=1):
+        for done, _ in enumerate(engine.map(Lasts(0.3), items()), start=1):
             assert len(read) <= done + 5
-            if done == 20:
+            if done == 12:
                 break
+
+
+def test_a_task_takes_several_short_items_and_one_that_kills_takes_none_with_it(tmp_path, monkeypatch):
+    sizes, submit = [], TaskLane.submit
+    monkeypatch.setattr(TaskLane, "submit", lambda self, items: (sizes.append(len(items)), submit(self, items))[1])
+    monkeypatch.setattr(TaskLane, "at_once", 4)
+    with make_engine("ray", None, 2, 1.0) as engine:
+        results = dict(engine.map(Fails("always", tmp_path), range(40)))
+    assert isinstance(results.pop(3), SetAside)
+    assert results == {item: item * 10 for item in range(40) if item != 3}
+    assert max(sizes) > 1
+    assert len(sizes) < 30
 
 
 def test_wrong_settings():
