@@ -118,7 +118,7 @@ def run(
     address: Annotated[
         OptionalStr,
         typer.Option(
-            help="An existing Ray cluster, such as `auto`; --out must then lie on a file system that all nodes share. "
+            help="An existing Ray cluster, such as `auto`; --out is then a path that all nodes see, or a URL. "
             "Default: a local Ray.",
             rich_help_panel=ENGINE,
         ),

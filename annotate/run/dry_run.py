@@ -13,10 +13,12 @@ from annotate.groupers import grouper_class
 from annotate.records.columns import rename
 from annotate.records.conversations import DocumentError, to_conversation
 from annotate.records.sources import Source, canonical_json
-from annotate.run.inputs import RECORDS_TO_DETECT, Inputs, from_source
+from annotate.run.appending import check_mode
+from annotate.run.inputs import RECORDS_TO_DETECT, Inputs, from_manifest, from_source
 from annotate.run.planning import COLUMN_BYTES, default_rows
 from annotate.run.settings import Settings, check_settings
 from annotate.tokens.templates import make_template
+from common.manifest import TOKENIZER_NAME, load_manifest
 from common.storage import locate
 
 
@@ -27,8 +29,20 @@ def describe_run(settings: Settings) -> list[str]:
         UserError: what the run itself would raise before its first record.
     """
     check_settings(settings)
+    held: dict[str, Any] = {}
+    columns: list[str] = []
+    if settings.append or settings.refit:
+        manifest = load_manifest(settings.out)
+        check_mode(settings, manifest)
+        fitted = [info.name for info in manifest.groupers if grouper_class(info.name).needs_fit]
+        if settings.data is None:
+            line = f"{', '.join(fitted)} would be fitted on the {len(manifest.shards):,} shards of {settings.out}"
+            return [line, "nothing was written (--dry-run)", "Next: the same command without --dry-run"]
+        held, columns = from_manifest(manifest).identity(), list(manifest.columns)
+        tokenizer = settings.tokenizer or str(locate(settings.out) / TOKENIZER_NAME)
+        settings = dataclasses.replace(settings, tokenizer=tokenizer)
     with tempfile.TemporaryDirectory(prefix="sft-go-") as folder:
-        inputs = from_source(settings, {}, locate(Path(folder)))
+        inputs = from_source(settings, held, locate(Path(folder)))
         source = inputs.source
         assert source is not None
         values = source.first_values(RECORDS_TO_DETECT)
@@ -39,7 +53,8 @@ def describe_run(settings: Settings) -> list[str]:
         tokenizer_fingerprint=inputs.tokenizer.fingerprint,
         max_length=inputs.max_length,
     )
-    columns = [column for name in settings.groupers for column in grouper_class(name).from_options(options).columns]
+    if not columns:
+        columns = [name for kind in settings.groupers for name in grouper_class(kind).from_options(options).columns]
     a_shard = inputs.rows_per_shard or default_rows(rows, size)
     documents, tokens, rejects = _first_documents(inputs, values)
     about = "" if exact else "about "

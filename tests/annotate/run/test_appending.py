@@ -356,6 +356,12 @@ def test_a_fitted_column_that_is_added_later_counts_every_shard(copy, both, file
 
 
 def test_the_command(copy, both, files):
+    words = ["run", "--engine", "local", "--out", str(copy), "--dry-run"]
+    said = CliRunner().invoke(app, [*words, "--append", "--data", files["two"]]).output
+    assert "tfidf, random, frequency" in said
+    assert "2 of 20 records" in said
+    said = CliRunner().invoke(app, [*words, "--refit"]).output
+    assert "tfidf, frequency would be fitted on the 2 shards" in said
     result = CliRunner().invoke(
         app, ["run", "--append", "--refit", "--data", files["two"], "--engine", "local", "--out", str(copy)]
     )
