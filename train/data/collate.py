@@ -98,7 +98,7 @@ class GroupCollator:
 
 def _with_labels(example: dict[str, Any]) -> dict[str, Any]:
     ids = np.asarray(example["input_ids"], dtype=np.int64)
-    out = {"input_ids": ids, "labels": np.where(example["supervised"], ids, IGNORED_LABEL)}
+    out: dict[str, Any] = {"input_ids": ids, "labels": np.where(example["supervised"], ids, IGNORED_LABEL)}
     if "seq_lengths" in example:
         out["seq_lengths"] = [int(length) for length in example["seq_lengths"]]
     return out

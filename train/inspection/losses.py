@@ -72,10 +72,10 @@ def read_run(path: Path) -> RunLosses:
         )
     documents = []
     for row in after:
-        losses = [np.array(one["loss"], dtype=np.float64) for one in (before[row["document_id"]], row)]
+        first, last = (np.array(one["loss"], dtype=np.float64) for one in (before[row["document_id"]], row))
         predicted = np.array([value is not None for value in row["loss"]], dtype=bool)
         ids, supervised = np.array(row["input_ids"]), np.array(row["supervised"], dtype=bool)
-        documents.append(Document(row["document_id"], ids, supervised, predicted, *losses))
+        documents.append(Document(row["document_id"], ids, supervised, predicted, first, last))
     return RunLosses(path, read_json(path / RUN_NAME), facts, after[0]["step"], documents)
 
 

@@ -77,7 +77,7 @@ def draw_curves(path: Path, history: list[dict[str, float]], title: str) -> bool
         group = len(lines) - 1 - index
         at = [(entry["step"] - 0.5, 1) for entry in grouped if round(entry["worst_group"] + 1e-9) == group]
         if at:  # a strip along the bottom: which group was the worst
-            strip = {"transform": axes.get_xaxis_transform(), "alpha": 0.45, "linewidth": 0}
+            strip: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "alpha": 0.45, "linewidth": 0}
             axes.broken_barh(at, (0, 0.025), facecolors=color, label=f"worst group: {label}", **strip)
     axes.set(xlabel="optimizer step", ylabel="mean cross-entropy (nats)", title=title)
     axes.grid(alpha=0.3)

@@ -7,7 +7,7 @@ parses the flags over the settings. Imports nothing heavy.
 
 import argparse
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -167,7 +167,7 @@ def scan(words: Sequence[str], names: Iterable[str]) -> tuple[dict[str, list[str
     return vars(found), rest
 
 
-def value_of(found: dict[str, list[str]], name: str) -> str | None:
+def value_of(found: Mapping[str, list[str]], name: str) -> str | None:
     """Return a flag's value as `scan` found it: None where it was not given, "true" where it stands alone."""
     values = found.get(name)
     return None if values is None else values[0] if values else "true"

@@ -45,7 +45,7 @@ class GOConfig(GroupingSettings, SFTConfig):
         """Settle what depends on the machine, then let TRL check the rest."""
         if world_size() > 1 and not torch.accelerator.is_available():
             self.use_cpu = True  # without it, accelerate would not join the processes, and each would train alone
-        if self.bf16 is None and not self.fp16:
+        if self.bf16 is None and not self.fp16:  # type: ignore[has-type]  # fields of transformers
             self.bf16 = not self.use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         super().__post_init__()
 

@@ -21,8 +21,12 @@ from common.hints import did_you_mean, missing_path
 from train.settings.arguments import REPEATED, gather, scan, value_of, world_size
 from train.settings.flags import GroupingSettings, RunSettings
 
-SOURCES = (("trl", "trainer/sft_config.py"), ("trl", "trainer/base_config.py"), ("trl", "trainer/model_config.py"))
-SOURCES += (("transformers", "training_args.py"),)
+SOURCES = (
+    ("trl", "trainer/sft_config.py"),
+    ("trl", "trainer/base_config.py"),
+    ("trl", "trainer/model_config.py"),
+    ("transformers", "training_args.py"),
+)
 ALSO = ("config", "preset", "resume_from_checkpoint", "help", "help-all")
 TRACKERS = {"wandb": "wandb", "trackio": "trackio", "tensorboard": "tensorboard", "mlflow": "mlflow"}
 
@@ -211,9 +215,10 @@ def _wrong_column(found: Mapping[str, list[str]]) -> list[str]:
     """Check --grouper against the columns of the first shards."""
     from common.manifest import load_manifest
 
-    wanted, (shards, *_) = value_of(found, "grouper"), found.get("shards") or [None]
-    if wanted is None or shards is None or "://" in shards:
+    wanted, given = value_of(found, "grouper"), found.get("shards")
+    if wanted is None or not given or "://" in given[0]:
         return []
+    shards = given[0]
     columns = list(load_manifest(shards).columns)
     if wanted in columns:
         return []
@@ -231,7 +236,7 @@ def _out_of_range(
     chosen = values.get("objective") or default
     if chosen not in objectives:
         return []  # a file's; the parser names them
-    problems = []
+    problems: list[str] = []
     for settings in (RunSettings, GroupingSettings, objectives[chosen].Settings):
         own = [flag for flag in fields(settings) if flag.name in values]
         try:
