@@ -43,7 +43,7 @@ class Probe(Grouper):
         self.texts += batch.texts
         for text in batch.texts:
             if SLEEP in text:
-                time.sleep(1.5)
+                time.sleep(1.5 * text.count(SLEEP))
             if FAIL in text:
                 raise ValueError("this document fails, whatever its company")
             if DIE in text:

@@ -136,7 +136,7 @@ def test_a_client_that_goes_away_costs_no_forward(probes):
 
 
 def test_a_full_queue_is_429_and_recovers(probes):
-    thread, _ = in_background(probes, SLEEP)
+    thread, _ = in_background(probes, f"{SLEEP} {SLEEP} {SLEEP}")  # long enough on a busy machine as well
     with probes.client() as client:
         waiting = [in_background(probes, f"waiting {number}", 0.1) for number in range(3)]
         refused = ask(client, ["one", "two"])
