@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError, raise_together
-from train.evaluation.options import parse
+from train.evaluation.options import build_parser, problems
+from train.settings.early import underscored
 
 
 def run(words: Sequence[str]) -> int:
     """Evaluate, and return the exit status."""
-    options = parse(words)
+    words = underscored(words)
+    options = build_parser().parse(words)
+    raise_together(problems(options, words))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     _silence_bars()
     status = 0

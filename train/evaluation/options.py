@@ -1,14 +1,12 @@
 """The words after `train evaluate`, and what of them does not fit together.
 
-What enters: words. What leaves: options, or every problem in one error. Next: `command.py` does what they ask.
+What enters: words. What leaves: options, and a sentence for every problem. Next: `command.py` does what they ask.
 """
 
 import argparse
 import re
 from collections.abc import Sequence
 
-from common.errors import raise_together
-from train.settings.early import underscored
 from train.settings.flags import DEFAULT_ETA
 from train.settings.parser import CommandParser
 
@@ -109,23 +107,9 @@ def build_parser() -> CommandParser:
     return parser
 
 
-def parse(words: Sequence[str]) -> argparse.Namespace:
-    """Return the options.
-
-    Raises:
-        UserError: wrong or missing words, all problems together.
-    """
-    words = underscored(words)
-    options = build_parser().parse(words)
-    raise_together(_problems(options, set(_given(words))))
-    return options
-
-
-def _given(words: Sequence[str]) -> list[str]:
-    return [word[2:].partition("=")[0] for word in words if word.startswith("--")]
-
-
-def _problems(options: argparse.Namespace, given: set[str]) -> list[str]:
+def problems(options: argparse.Namespace, words: Sequence[str]) -> list[str]:
+    """Return what of the options does not fit together; `words` tell which were given."""
+    given = {word[2:].partition("=")[0] for word in words if word.startswith("--")}
     found = []
     asks = options.suite or options.tasks
     if not asks and not options.shards:
