@@ -1,7 +1,9 @@
 """A node of two is removed in the middle of a stage: every item is done on the node that is left, none set aside."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -12,19 +14,35 @@ pytestmark = pytest.mark.slow
 
 
 @dataclass(frozen=True)
-class Slow:
-    """A worker that takes its time."""
+class Waiting:
+    """A worker that never ends on one node, and elsewhere waits until that one is at work."""
+
+    doomed: str  # the node's id
+    at_work: Path
 
     def __call__(self):
         return self
 
     def run(self, item: int) -> int:
-        time.sleep(0.4)
+        import ray
+
+        if ray.get_runtime_context().get_node_id() == self.doomed:
+            self.at_work.touch()
+            time.sleep(300)
+        wait_for(self.at_work)
+        time.sleep(0.1)
         return item * 10
 
 
+def wait_for(path: Path, seconds: float = 100.0):
+    until = time.monotonic() + seconds
+    while not path.exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    assert path.exists(), "the second node was never given an item"
+
+
 @pytest.mark.parametrize("uses_model", [False, True])
-def test_the_items_of_a_lost_node_are_done_elsewhere(uses_model):
+def test_the_items_of_a_lost_node_are_done_elsewhere(uses_model, tmp_path):
     import ray
     from ray.cluster_utils import Cluster as TestCluster
 
@@ -32,17 +50,23 @@ def test_the_items_of_a_lost_node_are_done_elsewhere(uses_model):
     cluster = TestCluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
     second = cluster.add_node(**node)
     said: list[str] = []
+    worker = Waiting(second.node_id, tmp_path / "at work")
+
+    def lose_it() -> None:
+        wait_for(worker.at_work)
+        cluster.remove_node(second, allow_graceful=False)
+
     try:
         ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
-        with make_engine("ray", None, None, 1.0) as engine:
+        with make_engine("ray", None, None, 1.0) as engine, ThreadPoolExecutor(1) as beside:
             engine.tell = said.append
-            results = {}
-            for number, (item, result) in enumerate(engine.map(Slow(), range(20), uses_model=uses_model)):
-                results[item] = result
-                if number == 5:
-                    cluster.remove_node(second, allow_graceful=False)
+            lost = beside.submit(lose_it)
+            results = dict(engine.map(worker, range(20), uses_model=uses_model))
+            lost.result()
         assert results == {item: item * 10 for item in range(20)}
-        assert said
+        # Of an actor, Ray says first that it cannot be reached, whatever it died of.
+        expected = ("a node was lost", "a worker died") if uses_model else ("a node was lost",)
+        assert any(line.startswith(expected) for line in said), said
     finally:
         ray.shutdown()
         cluster.shutdown()
