@@ -11,7 +11,7 @@ from pathlib import Path
 from common.errors import UserError
 from train.comparison.pairing import Difference, compare_points, values_of
 from train.comparison.reading.benchmarks import read_benchmarks
-from train.comparison.reading.columns import Column, make_columns
+from train.comparison.reading.columns import Column, is_loss, make_columns
 from train.comparison.reading.costs import Cost, point_cost
 from train.comparison.reading.curves import Curves, read_curves
 from train.comparison.reading.documents import read_documents
@@ -52,6 +52,12 @@ class Comparison:
     def headline(self) -> Column:
         """The column that findings and figures are about."""
         return self.columns[0]
+
+    @property
+    def figure_columns(self) -> list[Column]:
+        """Those that are drawn: the headline, and the other losses of the main table."""
+        others = [column for column in self.main_columns if is_loss(column) and column is not self.headline]
+        return [self.headline, *others]
 
     def summary(self, point: Point, column: Column) -> Summary | None:
         """Return a point's mean, sd and interval in a column; None if it was not measured."""

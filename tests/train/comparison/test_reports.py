@@ -301,13 +301,52 @@ def test_a_hundred_runs_are_small_and_soon_done(tmp_path):
     assert time.monotonic() - start < 120
 
 
+def test_the_picture_shows_every_difference(sweep, tmp_path, capsys):
+    words = [sweep, "--baseline", "objective=sft", "--columns", "loss,paper/average", "--md", tmp_path / "R.md"]
+    for name in ("a.svg", "again.svg", "a.PNG", "a.pdf"):
+        (tmp_path / "pictures").mkdir(exist_ok=True)
+        code, out, _ = train_compare(
+            capsys, *words, "--json", tmp_path / "r.json", "--picture", tmp_path / "pictures" / name
+        )
+        assert code == 0
+        assert f"written: {tmp_path}/pictures/{name}" in out
+    assert "![Differences from sft with 95 % intervals](pictures/a.pdf)" in (tmp_path / "R.md").read_text()
+    assert (tmp_path / "pictures" / "a.PNG").read_bytes().startswith(b"\x89PNG")
+    drawn = (tmp_path / "pictures" / "a.svg").read_text()
+    assert drawn == (tmp_path / "pictures" / "again.svg").read_text()
+    rows = [r for r in json.loads((tmp_path / "r.json").read_text())["comparisons"] if r["family"] == "baseline"]
+    lead = [r for r in rows if r["column"] == rows[0]["column"]]
+    assert len(lead) == len(SMALL) - 1
+    places = []
+    for row in lead:
+        mark = re.search(
+            rf'<g id="[^"]*:{re.escape(row["point"])}">.*?<use [^>]*x="([\d.]+)" y="([\d.]+)"', drawn, re.S
+        )
+        places.append((float(mark[1]), float(mark[2])))
+    across, down = np.array(places).T
+    assert (np.diff(down) > 0).all()  # the rows of the table, in its order
+    slope = np.diff(across[:2]) / np.diff([r["difference"] for r in lead[:2]])
+    expected = across[0] + slope * (np.array([r["difference"] for r in lead]) - lead[0]["difference"])
+    assert across == pytest.approx(expected, abs=0.01)  # marks lie on one scale
+
+
 def test_the_command_refuses_what_it_cannot_do(tmp_path, capsys):
     write_documents(write_run(tmp_path / "a", 1), np.ones(9), np.ones(9))
     code, _, err = train_compare(
-        capsys, tmp_path, "--html", tmp_path, "--json", tmp_path / "no" / "r.json", "--draws", 3
+        capsys,
+        tmp_path,
+        "--html",
+        tmp_path,
+        "--json",
+        tmp_path / "no" / "r.json",
+        "--draws",
+        3,
+        "--picture",
+        tmp_path / "r.jpg",
     )
     assert code == 1
-    assert "3 problems" in err
+    assert "4 problems" in err
+    assert "expected a name that ends in .png, .svg, .pdf" in err
     code, _, err = train_compare(capsys, tmp_path, "--baseline", "go")
     assert code == 1
     assert "--baseline go" in err

@@ -15,7 +15,6 @@ from train.comparison.figures.eta import eta_panels
 from train.comparison.figures.forest import forest
 from train.comparison.figures.palette import colour_classes
 from train.comparison.findings import findings
-from train.comparison.reading.columns import is_loss
 from train.comparison.reports import method, tables
 from train.comparison.reports.tables import Cell, Table
 
@@ -102,10 +101,8 @@ def _head(comparison: Comparison, title: str, made: Mapping[str, str]) -> str:
 
 
 def _differences(comparison: Comparison, classes: Mapping[str, str], numbers: _Numbers) -> list[str]:
-    columns = [comparison.headline]
-    columns += [column for column in comparison.main_columns if is_loss(column) and column not in columns]
     drawn = []
-    for column in columns:
+    for column in comparison.figure_columns:
         made = [d for d in comparison.family("baseline") if d.column is column]
         if picture := forest(made, classes, comparison.baseline.name):
             over = {"both": " over seeds and items", "items": " over items", "seeds": " over seeds"}
@@ -122,10 +119,8 @@ def _differences(comparison: Comparison, classes: Mapping[str, str], numbers: _N
 
 
 def _eta(comparison: Comparison, classes: Mapping[str, str], numbers: _Numbers) -> list[str]:
-    columns = [comparison.headline]
-    columns += [column for column in comparison.main_columns if is_loss(column) and column not in columns]
     sections = []
-    for column in columns:
+    for column in comparison.figure_columns:
         panels = eta_panels(comparison, column, classes)
         if panels:
             sections.append(

@@ -1,10 +1,12 @@
-"""The report as Markdown: the finding, the tables, how to repeat it. Figures are in the HTML.
+"""The report as Markdown: the finding, the tables, how to repeat it. One figure may lie beside it, the rest is in the
+HTML.
 
 What enters: a `Comparison`. What leaves: text that GitHub shows as tables.
 """
 
 import shlex
 from collections.abc import Mapping, Sequence
+from urllib.parse import quote
 
 from train.comparison.comparison import Comparison
 from train.comparison.figures.curves import switches_text
@@ -13,9 +15,17 @@ from train.comparison.reports import method, tables
 from train.comparison.reports.tables import Cell, Table
 
 
-def write_markdown(comparison: Comparison, command: Sequence[str], made: Mapping[str, str]) -> str:
-    """Return the report; `made` says when and by which version."""
+def write_markdown(
+    comparison: Comparison, command: Sequence[str], made: Mapping[str, str], picture: str | None = None
+) -> str:
+    """Return the report; `made` says when and by which version, `picture` where that of the differences lies."""
     parts = [f"# Comparison with {comparison.baseline.name}: {comparison.headline.title}", *findings(comparison)]
+    if picture is not None:
+        parts += [
+            f"![Differences from {comparison.baseline.name} with 95 % intervals]({quote(picture)})",
+            "Differences paired by seed and item, with 95 % intervals. Hollow: permuted controls. Star: holds after "
+            "the correction over the main table.",
+        ]
     for title, table in (
         ("Every point, every column", tables.main_table(comparison)),
         ("Does it matter which tokens?", tables.control_table(comparison)),
