@@ -24,10 +24,11 @@ class Progress:
 
     step: int | None = None
     num_steps: int | None = None
-    loss: float | None = None
+    loss: float | None = None  # of the last step, over all supervised tokens
     step_s: float | None = None
     left: str | None = None  # as m:ss
     said: str | None = None  # the last line, before the first step
+    held_out: float | None = None  # the loss of held-out documents, of a finished run
 
 
 def running_progress(directory: Path) -> Progress:
@@ -57,4 +58,10 @@ def finished_progress(directory: Path) -> Progress:
     metrics = content.get("final_metrics", {})
     steps, runtime_s = content.get("steps"), content.get("train_runtime_s")
     step_s = runtime_s / steps if steps and runtime_s else None
-    return Progress(step=steps, num_steps=steps, loss=metrics.get("loss_all", metrics.get("loss")), step_s=step_s)
+    return Progress(
+        step=steps,
+        num_steps=steps,
+        loss=metrics.get("loss_all", metrics.get("loss")),
+        held_out=metrics.get("eval_loss_all"),
+        step_s=step_s,
+    )

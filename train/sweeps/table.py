@@ -76,7 +76,9 @@ class SweepTable:
         else:
             self.walls_s.append(outcome.wall_s)
             progress = self.progress[run.name] = finished_progress(run.directory)
-            loss = "" if progress.loss is None else f", loss {progress.loss:.4f}"
+            loss = "" if progress.loss is None else f", last loss {progress.loss:.4f}"
+            if progress.held_out is not None:  # the last step's documents differ between seeds; these do not
+                loss = f", held-out loss {progress.held_out:.4f}"
             self._print(f"{run.name}: finished in {duration(outcome.wall_s)}{loss}  ({done})")
         if outcome.problem:
             self._print(outcome.problem, "red")
@@ -107,7 +109,7 @@ class SweepTable:
 
     def _render(self) -> Group:
         table = Table("run", "state", box=None, pad_edge=False, header_style="bold")
-        for name in ("step", "loss", "left"):
+        for name in ("step", "loss", "held out", "left"):
             table.add_column(name, justify="right")
         names = sorted(self.runs, key=lambda name: ORDER.index(self.states[name]))  # stable: the sweep's order within
         room = max(self.console.height - 4, 3)
@@ -115,7 +117,8 @@ class SweepTable:
             state, at = self.states[name], self.progress.get(name, Progress())
             step = "" if at.step is None else f"{at.step}/{at.num_steps}"
             loss = "" if at.loss is None else f"{at.loss:.4f}"
+            held_out = "" if at.held_out is None else f"{at.held_out:.4f}"
             left = at.left or at.said or "" if state == "running" else ""
-            table.add_row(name, Text(state, STYLES[state]), step, loss, left)
+            table.add_row(name, Text(state, STYLES[state]), step, loss, held_out, left)
         more = [Text(f"… and {len(names) - room} more", "dim")] if len(names) > room else []
         return Group(table, *more, Text(self._summary(), "bold"))

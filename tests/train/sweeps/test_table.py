@@ -65,10 +65,22 @@ class TestTable:
         assert lines[2].startswith("go/1: FAILED with status 3: what went wrong [bold]  (see ")
         assert lines[3:5] == [
             "failed.json: not written",
-            "sft/1: finished in 1 min 15 s, loss 8.2500  (1 of 4 finished)",
+            "sft/1: finished in 1 min 15 s, last loss 8.2500  (1 of 4 finished)",
         ]
         assert lines[5] == "1 of 4 finished, 1 running, 2 failed, about 1 min 15 s left"
         assert "\x1b" not in out.getvalue()
+
+    def test_the_held_out_loss_is_what_a_finished_run_is_known_by(self, runs):
+        path = runs[0].directory / "run.json"
+        content = json.loads(path.read_text())
+        path.write_text(json.dumps(content | {"final_metrics": {"loss_all": 8.25, "eval_loss_all": 7.5}}))
+        lines, terminal = io.StringIO(), io.StringIO()
+        with SweepTable(Console(file=lines), runs) as table:
+            table.ended(runs[0], Outcome(0, [], 75.0))
+        assert lines.getvalue() == "sft/1: finished in 1 min 15 s, held-out loss 7.5000  (1 of 4 finished)\n"
+        with SweepTable(Console(file=terminal, force_terminal=True, width=120, height=40), runs) as table:
+            table.update()
+        assert all(expected in terminal.getvalue() for expected in ("held out", "8.2500", "7.5000"))
 
 
 class TestEstimates:
