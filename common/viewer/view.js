@@ -68,7 +68,7 @@ class View {
     const picker = documents.length > 1 && make(
       "div", { class: "field" }, make("label", { for: "document", text: "document" }),
       choose(
-        documents.map((item, index) => [String(index), `${index + 1} · ${item.text.slice(0, 60).replace(/\s+/g, " ")}`]),
+        documents.map((item, index) => [String(index), `${index} · ${item.text.slice(0, 60).replace(/\s+/g, " ")}`]),
         "0", (value) => this.open(Number(value)), { id: "document" },
       ),
     );

@@ -74,8 +74,6 @@ def _print_table(content: dict[str, Any], console: Console) -> None:
     for row in content["rows"]:
         first, *rest = row["cells"]
         shown = repr(first) if "at" in row else str(first)
-        if "at" in row:
-            rest[-1] = str(row["at"][0])  # as --document counts
         table.add_row(shown.replace("[", "\\["), *("none" if cell is None else _short(cell) for cell in rest))
     console.print(table)
 

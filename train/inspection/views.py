@@ -170,7 +170,7 @@ def _extremes(
             cells = [cell if isinstance(cell, str) or np.isfinite(cell) else None for cell in cells]
             cells += [f"{document.scores[name][index]:.4g}" for name in columns]
             cells.append("" if group is None else "important" if group[number][index] else "unimportant")
-            rows.append({"cells": [*cells, str(number + 1)], "at": [number, int(index)]})
+            rows.append({"cells": [*cells, str(number)], "at": [number, int(index)]})
         header = ["token", *names, *columns, "group", "document"]
         tables.append({"title": f"tokens {wanted.format(word)}", "note": "nats", "header": header, "rows": rows})
     return tables

@@ -1,10 +1,10 @@
 """`annotate inspect`: spans recovered from shards, the terminal, and the self-contained HTML file."""
 
 import json
+import os
 import re
 import subprocess
 import sys
-from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -122,10 +122,12 @@ def shards(tmp_path_factory, sample_tokenizer) -> Path:
     return out
 
 
-def command(*arguments: object) -> subprocess.CompletedProcess:
+def command(*arguments: object, **environment: str) -> subprocess.CompletedProcess:
     """Run the real command."""
     line = [sys.executable, "-c", "from annotate.cli import main; main()", "inspect", *map(str, arguments)]
-    return subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(
+        line, capture_output=True, text=True, timeout=120, check=False, env={**os.environ, **environment}
+    )
 
 
 def data_of(path: Path) -> dict:
@@ -152,9 +154,9 @@ def test_the_terminal_shows_the_groups(shards):
 
 
 def test_colours_mark_shade_group_and_prompt(shards):
-    console = Console(force_terminal=True, color_system="truecolor", width=100, file=StringIO())
-    inspect_shards(shards, ["tfidf"], 0.7, "rank", "0", 20, None, console)
-    shown = console.file.getvalue()
+    # A process of its own: rich keeps a style's codes, whichever colours the console that it was first shown on had.
+    colours = {"FORCE_COLOR": "1", "COLORTERM": "truecolor", "TERM": "xterm-256color"}
+    shown = command(shards, "--grouper", "tfidf", "--ties", "rank", "--document", "0", **colours).stdout
     assert "\x1b[2m" in shown  # dim: the prompt
     assert "\x1b[1;4;38;2" in shown  # bold and underlined: important
     assert len(set(re.findall(r"48;2;255;\d+;\d+", shown))) > 5  # shades
