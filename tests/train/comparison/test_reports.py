@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from tests.train.comparison.made_runs import (
     PAPER_EFFECTS,
@@ -17,6 +16,7 @@ from tests.train.comparison.made_runs import (
     write_sweep,
     write_task,
 )
+from tests.train.comparison.recomputing import recompute
 from train.cli import main
 from train.comparison.comparison import compare
 from train.comparison.findings import _reason, findings
@@ -58,32 +58,8 @@ def report(sweep, tmp_path_factory):
 
 
 def test_the_json_is_enough_to_compute_the_statistics_again(report):
-    content = json.loads((report / "r.json").read_text())
-    values = {(v["point"], v["column"]): v for v in content["values"]}
-    for value in values.values():
-        x = np.array(list(value["per_seed"].values()))
-        interval = stats.t.interval(0.95, len(x) - 1, x.mean(), stats.sem(x))
-        assert (value["mean"], value["sd"]) == pytest.approx((x.mean(), x.std(ddof=1)))
-        assert (value["low"], value["high"]) == pytest.approx(interval)
-    families: dict[str, list] = {}
-    for row in content["comparisons"]:
-        families.setdefault(row["family"], []).append(row)
-        first, second = values[row["point"], row["column"]], values[row["against"], row["column"]]
-        d = np.array([first["per_seed"][s] - second["per_seed"][s] for s in first["per_seed"]])
-        assert list(row["differences"].values()) == pytest.approx(d)
-        assert row["difference"] == pytest.approx(d.mean())
-        flips = [abs((d * s).mean()) for s in np.array(np.meshgrid(*[[-1, 1]] * 5)).reshape(5, -1).T]
-        assert row["p_seeds"] == pytest.approx(np.mean(np.array(flips) >= abs(d.mean()) - 1e-12))
-        near = row["difference"] + stats.t.ppf([0.025, 0.975], 4) * np.hypot(row["se_seeds"], row["se_items"])
-        assert row["low"] >= near[0] - 0.1 * abs(near[1] - near[0])
-        assert row["high"] <= near[1] + 0.1 * abs(near[1] - near[0])
-    for rows in families.values():
-        p = np.array([row["p"] for row in rows])
-        order = np.argsort(p)
-        corrected = np.empty(len(p))
-        corrected[order] = np.minimum(1, np.maximum.accumulate(p[order] * (len(p) - np.arange(len(p)))))
-        assert [row["p_holm"] for row in rows] == pytest.approx(corrected)
-    assert set(families) == {"baseline", "control", "yardstick"}
+    families = recompute(json.loads((report / "r.json").read_text()))
+    assert families == {"baseline", "control", "yardstick"}
 
 
 def test_the_item_interval_is_a_bootstrap_over_documents_with_t_over_seeds(sweep):
