@@ -1,4 +1,4 @@
-"""What is to be evaluated: a run, every finished run of a sweep, or a checkpoint from anywhere.
+"""What is to be evaluated: a run, every finished run of a sweep or a directory, or a checkpoint from anywhere.
 
 What enters: one word. What leaves: a `Checkpoint` each, with the folder where its results belong, and a line for each
 run that is left out. A checkpoint's hash is over the files that decide what it answers, so results of another one under
@@ -65,9 +65,11 @@ def find_checkpoints(target: str, out: str | None) -> tuple[list[Checkpoint], li
     if (path / SWEEP_NAME).is_file():
         if out:
             raise UserError(f"--out: results of a sweep go beside each run of {path}; remove the flag.")
-        return _of_sweep(path)
+        return _of_runs(path / "runs", "*/*")
+    is_run = (path / RUN_NAME).is_file()
+    if not is_run and not out and next(path.glob(f"*/{RUN_NAME}"), None):  # such as one point of a sweep
+        return _of_runs(path, "*")
     if path.is_dir():
-        is_run = (path / RUN_NAME).is_file()
         if not is_run and not out:
             raise UserError(f"{path}: not a run's directory (no {RUN_NAME}); say with --out where its results go.")
         return [_of_directory(path, str(path), Path(out) if out else path)], []
@@ -80,10 +82,10 @@ def find_checkpoints(target: str, out: str | None) -> tuple[list[Checkpoint], li
     return [Checkpoint(target, target, Path(out))], []
 
 
-def _of_sweep(path: Path) -> tuple[list[Checkpoint], list[str]]:
+def _of_runs(path: Path, pattern: str) -> tuple[list[Checkpoint], list[str]]:
     found, left_out = [], []
-    for directory in sorted(path for path in path.glob("runs/*/*") if path.is_dir()):
-        name = str(directory.relative_to(path / "runs"))
+    for directory in sorted(path for path in path.glob(pattern) if path.is_dir()):
+        name = str(directory.relative_to(path))
         if not (directory / RUN_NAME).is_file():
             left_out.append(f"{name}: not finished")
         elif not _has_weights(directory):
@@ -92,7 +94,7 @@ def _of_sweep(path: Path) -> tuple[list[Checkpoint], list[str]]:
             found.append(_of_directory(directory, name, directory))
     if not found:
         listed = "".join(f"\n  - {line}" for line in left_out)
-        raise UserError(f"{path}: expected finished runs with their weights under runs/, found none.{listed}")
+        raise UserError(f"{path}: expected finished runs with their weights in it, found none.{listed}")
     return found, left_out
 
 

@@ -50,7 +50,12 @@ def build_parser() -> CommandParser:
         "train evaluate RUN|SWEEP|CHECKPOINT [--suite NAME|FILE] [--tasks NAME …] [--shards DIR …] [flags]",
     )
     add = parser.add_argument
-    add("target", metavar="RUN|SWEEP|CHECKPOINT", help="a run's or a sweep's directory; a checkpoint's, or a hub id")
+    add(
+        "target",
+        metavar="RUN|SWEEP|CHECKPOINT",
+        help="a run's or a sweep's directory, or one with runs in it, such as sweeps/first/runs/sft; a checkpoint's, "
+        "or a hub id",
+    )
     add("--out", metavar="DIR", help="where results go; default: beside the run")
     add(
         "--batch_size",

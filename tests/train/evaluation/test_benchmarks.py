@@ -236,6 +236,15 @@ class TestSweep:
         with pytest.raises(UserError, match="--out"):
             run([str(sweep), "--tasks", "openbookqa", "--out", str(tmp_path)])
 
+    def test_a_directory_of_runs_such_as_one_point(self, checkpoint, tmp_path, capsys):
+        for name in ("1", "2"):
+            shutil.copytree(checkpoint, tmp_path / "sweep" / "runs" / "a" / name)
+        (tmp_path / "sweep" / "runs" / "a" / "2" / "run.json").write_text("{}")
+        assert run([str(tmp_path / "sweep" / "runs" / "a"), "--tasks", "openbookqa", "--limit", "2"]) == 0
+        assert "1: not finished" in capsys.readouterr().out
+        assert (tmp_path / "sweep/runs/a/2/evaluation/openbookqa.json").exists()
+        assert not (tmp_path / "sweep/runs/a/1/evaluation").exists()
+
     def test_a_run_that_cannot_be_loaded_does_not_hold_up_the_others(self, checkpoint, tmp_path, capsys):
         sweep = tmp_path / "sweep"
         for name in ("a/1", "b/1"):
