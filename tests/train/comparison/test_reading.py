@@ -316,6 +316,8 @@ def test_an_evaluated_checkpoint_stands_beside_the_runs(tmp_path):
     held_out(untrained, losses=np.full(40, 8.0) * TOKENS)
     made = compare([tmp_path / "sft", untrained])
     assert [point.name for point in made.points] == ["sft", "untrained"]
+    assert [point.is_reference for point in made.points] == [False, True]
+    assert [cost.point for cost in made.costs] == ["sft"]  # what it took to train it is not asked
     (difference,) = made.family("baseline")
     assert difference.seeds == (1, 2, 3)
     assert difference.estimate.difference == pytest.approx(8.0 - made.summary(made.baseline, made.headline).mean)

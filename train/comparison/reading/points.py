@@ -34,7 +34,7 @@ class Point:
     @property
     def is_reference(self) -> bool:
         """Whether it is an evaluated checkpoint that no run of this project made."""
-        return not self.settings
+        return not any(run.content for run in self.runs)
 
     @property
     def series(self) -> str:
